@@ -1,0 +1,57 @@
+# Everything that one does with a checkout. `make` alone lists the targets; each makes what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# A folder of real instrument files for the demo; empty for simulated instruments.
+DATA   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check protos docs bench chaos constraints mosquitto clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Fieldpost needs Python 3.11 or newer, but $(PYTHON) is {sys.version.split()[0]}: call make PYTHON=python3.11 (or newer)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing Fieldpost and what it needs into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,server,flows,dev]'
+	@touch $@
+
+demo: $(READY) ## a day of three stations in a minute; DATA=<folder> for your own files
+	@$(BIN)/python -m demo $(if $(DATA),--data "$(DATA)")
+
+up: $(READY) ## the same, and leave it running
+	@$(BIN)/python -m demo --stay $(if $(DATA),--data "$(DATA)")
+
+test: $(READY) mosquitto ## all tests
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: $(READY) ## lint, types, import direction, generated files up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.generate --check
+
+protos: $(READY) ## regenerate fieldpost/v1 from protos/
+	@$(BIN)/python -m docs.generate protos
+
+docs: $(READY) ## regenerate the parts of README and docs/ that come from the code
+	@$(BIN)/python -m docs.generate docs
+
+bench: $(READY) mosquitto ## all benchmarks
+	@for name in delivery inference decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+chaos: $(READY) mosquitto ## two minutes of kill -9 under load, on each broker
+	@$(BIN)/python -m tests.chaos.campaign --seconds 120
+
+mosquitto:
+	@sh deploy/mosquitto/install.sh
+
+constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+	@sh deploy/constraints.sh $(PYTHON)
+
+clean: ## remove what make made here
+	@rm -rf $(VENV) demo-output benchmark-output build dist

@@ -1,0 +1,1 @@
+"""Messages and services of the protocol, generated from protos/fieldpost/v1."""

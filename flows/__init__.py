@@ -1,0 +1,1 @@
+"""Prefect flows: what keeps a network alive after its first month."""

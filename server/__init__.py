@@ -1,0 +1,1 @@
+"""The Fieldpost server: takes observations, keeps them, predicts, and serves what was predicted."""

@@ -1,0 +1,81 @@
+"""What all tests share: the real instrument files, a free port, a real Mosquitto."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skips on a developer's machine; fails where CI=true, since there nothing may be missing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real instrument files, which stands beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        skip_or_fail("the real instrument files are not at ../shared/data")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on the loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 10) -> None:
+    """Returns once something listens on the port; fails where the process ends before."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"{process.args!r} ended with status {process.returncode}")
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+    pytest.fail(f"nothing listens on port {port} after {timeout_s} s")
+
+
+@pytest.fixture
+def start_mosquitto(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+    """Starts real Mosquitto brokers on ports of the loopback, without persistence; ends them after the test."""
+    if MOSQUITTO is None:
+        skip_or_fail("mosquitto is not installed (make mosquitto)")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(port: int) -> subprocess.Popen[bytes]:
+        config = tmp_path / f"mosquitto-{port}.conf"
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\n")
+        broker = subprocess.Popen([str(MOSQUITTO), "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running.append(broker)
+        wait_for_port(port, broker)
+        return broker
+
+    yield start
+    for broker in running:
+        broker.kill()
+        broker.wait()
+
+
+@pytest.fixture
+def mosquitto_port(start_mosquitto: Callable[[int], subprocess.Popen[bytes]], free_port: int) -> int:
+    """The port of one running Mosquitto."""
+    start_mosquitto(free_port)
+    return free_port
