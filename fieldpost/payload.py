@@ -21,7 +21,7 @@ MIN_SAVING = 0.05
 _per_thread = threading.local()  # zstandard's objects must not be shared between threads
 
 
-def encode_payload(content: bytes) -> tuple[bytes, pb.PayloadEncoding]:
+def encode_payload(content: bytes) -> tuple[bytes, pb.PayloadEncoding.ValueType]:
     """Compresses the instrument's bytes where that saves at least 5 %.
 
     Returns:
@@ -37,7 +37,7 @@ def encode_payload(content: bytes) -> tuple[bytes, pb.PayloadEncoding]:
     return content, pb.PAYLOAD_ENCODING_IDENTITY
 
 
-def decode_payload(payload: bytes, encoding: pb.PayloadEncoding, expected_bytes: int) -> bytes:
+def decode_payload(payload: bytes, encoding: pb.PayloadEncoding.ValueType, expected_bytes: int) -> bytes:
     """The instrument's bytes again.
 
     Never allocates more than expected_bytes: a frame that says another size is refused before it is unpacked.

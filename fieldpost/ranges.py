@@ -37,6 +37,10 @@ class RangeSet:
         last = first if last is None else last
         if last < first:
             raise ValueError(f"expected a range with last >= first, but got {first}..{last}")
+        if self._lasts and first == self._lasts[-1] + 1:  # counting upward is nearly all that ever happens
+            self._lasts[-1] = last
+            self._count += last - first + 1
+            return
         lo = bisect_left(self._lasts, first - 1)  # the first range that touches or follows
         hi = bisect_right(self._firsts, last + 1)  # one past the last range that touches
         if lo < hi:

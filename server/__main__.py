@@ -1,0 +1,132 @@
+"""The command `fieldpost-server`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fieldpost.errors import FieldpostError, TryAgainError
+from fieldpost.logs import configure_logging
+from server.settings import load_settings
+
+app = typer.Typer(
+    help="The Fieldpost server: takes observations over MQTT and gRPC, keeps them, predicts, and serves predictions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings (docs/settings.md).")]
+DataFolder = Annotated[Path | None, typer.Option(help="Where the server keeps everything.")]
+Debug = Annotated[bool, typer.Option(help="Show where an error came from.")]
+
+
+@app.command()
+def run(
+    config: Config = None,
+    data_folder: DataFolder = None,
+    grpc_address: Annotated[str | None, typer.Option(help="host:port to serve gRPC on.")] = None,
+    mqtt_url: Annotated[
+        list[str] | None, typer.Option(help="Broker to take observations from; may be given several times.")
+    ] = None,
+    stations_file: Annotated[Path | None, typer.Option(help="TOML registry of stations and instruments.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes for inference; 0 for none.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve until SIGTERM."""
+
+    def work() -> None:
+        from server.app import serve
+
+        settings = load_settings(
+            config,
+            data_folder=data_folder,
+            grpc_address=grpc_address,
+            mqtt_urls=mqtt_url or None,
+            stations_file=stations_file,
+            workers=workers,
+        )
+        configure_logging(settings.log_level)
+        asyncio.run(serve(settings))
+
+    _run(work, debug)
+
+
+@app.command()
+def register(
+    stations_file: Annotated[Path, typer.Argument(help="TOML registry of stations and instruments.")],
+    config: Config = None,
+    data_folder: DataFolder = None,
+    debug: Debug = False,
+) -> None:
+    """Add stations and instruments to the registry, or change them. A running server takes them at once."""
+
+    def work() -> None:
+        from server import registry
+        from server.store import Store
+
+        settings = load_settings(config, data_folder=data_folder)
+        stations = registry.read_stations_file(stations_file)
+        store = Store(settings.database, settings.segments)
+        try:
+            changed = store.write(lambda connection: registry.register(connection, stations)).result()
+        finally:
+            store.close()
+        typer.echo(f"{changed} instruments added or changed")
+
+    _run(work, debug)
+
+
+@app.command()
+def broker(
+    address: Annotated[str, typer.Option(help="Loopback address and port to listen on.")] = "127.0.0.1:1883",
+    debug: Debug = False,
+) -> None:
+    """Run the embedded MQTT broker alone, until SIGTERM; for trying things out on one machine."""
+
+    def work() -> None:
+        from server.broker import EmbeddedBroker
+        from server.broker_url import BrokerUrl
+
+        configure_logging()
+        url = BrokerUrl.parse(f"embedded://{address}")
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        running = EmbeddedBroker(url.host, url.port)
+        logging.getLogger(__name__).info("broker ready", extra={"address": address})
+        while not stop.wait(1.0):  # in steps, so that signals are seen
+            pass
+        running.close()
+
+    _run(work, debug)
+
+
+def _run(work: Callable[[], Any], debug: bool) -> None:
+    """Runs a command; its errors become one line of what and one of what to do."""
+    try:
+        work()
+    except FieldpostError as error:
+        if debug:
+            raise
+        typer.echo(f"fieldpost-server: {error}", err=True)
+        if error.hint:
+            typer.echo(f"  {error.hint}", err=True)
+        raise typer.Exit(75 if isinstance(error, TryAgainError) else 1) from error
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="fieldpost-server")
+
+
+if __name__ == "__main__":
+    main()

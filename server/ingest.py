@@ -1,0 +1,153 @@
+"""Takes bundles, stores what is new, and promises it with a receipt. The same core for MQTT and gRPC.
+
+The order is what everything rests on: payloads to the segment, headers to the database, both to the disk, and only
+then the receipt. What was held before is counted and promised again; the same identity with other bytes is refused.
+Knows nothing of MQTT or gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from fieldpost.errors import OverloadedError, RejectedError
+from fieldpost.v1 import observation_pb2 as pb
+from fieldpost.v1 import receipt_pb2
+from server.admission import CheckedBundle, check_bundle
+from server.ledger import BundleOutcome, InstrumentCounts, Ledger
+from server.store import Store
+
+logger = logging.getLogger(__name__)
+
+GROUP_OBSERVATIONS_MAX = 1024
+"""Above this a commit is long enough that waiting for more costs latency and saves nothing."""
+QUEUED_BUNDLES_MAX = 256
+COMMITS_MAX = 2
+"""One commit may wait for the disk while the next one's checksums are computed."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The bundles of one commit, and who waits for them."""
+
+    bundles: list[CheckedBundle] = field(default_factory=list)
+    futures: list[Future[receipt_pb2.Receipt]] = field(default_factory=list)
+    observation_count: int = 0
+
+
+class Ingest:
+    """The ingest core.
+
+    Args:
+        store: Where observations go.
+        payload_bytes_max: Larger observations are refused.
+        on_stored: Called from the writer's thread after a commit that stored something; must return at once.
+    """
+
+    def __init__(self, store: Store, *, payload_bytes_max: int, on_stored: Callable[[], None]) -> None:
+        self._store = store
+        self._payload_bytes_max = payload_bytes_max
+        self._on_stored = on_stored
+        self._ledger = Ledger(store.segments)
+        self._queue: queue.Queue[tuple[pb.Bundle, Future[receipt_pb2.Receipt]] | None] = queue.Queue(QUEUED_BUNDLES_MAX)
+        self._commits_free = threading.Semaphore(COMMITS_MAX)
+        self.counts: dict[tuple[str, str], InstrumentCounts] = {}
+        """By (station, instrument), since the server started."""
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self._thread.start()
+
+    def submit(self, bundle: pb.Bundle, *, timeout_s: float = 10.0) -> Future[receipt_pb2.Receipt]:
+        """Takes a bundle. Waits while the queue is full: that is the back-pressure.
+
+        Returns:
+            A future with the receipt, once what it promises is on the disk. It raises InvalidObservationError where
+            the bundle has no identity to write a receipt for, and TryAgainError where the disk refused.
+
+        Raises:
+            OverloadedError: The queue stayed full for timeout_s.
+        """
+        future: Future[receipt_pb2.Receipt] = Future()
+        try:
+            self._queue.put((bundle, future), timeout=timeout_s)
+        except queue.Full as error:
+            raise OverloadedError(
+                f"{QUEUED_BUNDLES_MAX} bundles wait for the disk, and none was taken in {timeout_s} s",
+                hint="send again later; what has no receipt is not held",
+            ) from error
+        return future
+
+    def close(self) -> None:
+        """Takes nothing more, and returns when all that was taken has its receipt."""
+        self._queue.put(None)
+        self._thread.join()
+        for _ in range(COMMITS_MAX):
+            self._commits_free.acquire()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            group = _Group()
+            entry = self._queue.get()
+            while entry is not None:
+                self._check_into(group, *entry)
+                if group.observation_count >= GROUP_OBSERVATIONS_MAX:
+                    break
+                try:
+                    entry = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            is_open = entry is not None
+            if group.bundles:
+                self._commit(group)
+
+    def _check_into(self, group: _Group, bundle: pb.Bundle, future: Future[receipt_pb2.Receipt]) -> None:
+        try:
+            checked = check_bundle(bundle, self._payload_bytes_max)
+        except RejectedError as error:
+            future.set_exception(error)
+            return
+        group.bundles.append(checked)
+        group.futures.append(future)
+        group.observation_count += len(bundle.observations)
+
+    def _commit(self, group: _Group) -> None:
+        self._commits_free.acquire()
+        written = self._store.write(lambda connection: self._ledger.write(connection, group.bundles))
+        written.add_done_callback(lambda done: self._finish(group, done))
+
+    def _finish(self, group: _Group, done: Future[list[BundleOutcome]]) -> None:
+        """Runs in the writer's thread, after the commit and before the next."""
+        self._commits_free.release()
+        error = done.exception()
+        if error is not None:
+            self._ledger.forget()
+            for future in group.futures:
+                future.set_exception(error)
+            return
+        for bundle, outcome in zip(group.bundles, done.result(), strict=True):
+            self._count(bundle, outcome)
+        self._on_stored()
+        for future, outcome in zip(group.futures, done.result(), strict=True):
+            future.set_result(outcome.receipt)
+
+    def _count(self, bundle: CheckedBundle, outcome: BundleOutcome) -> None:
+        for instrument, now in outcome.counts.items():
+            total = self.counts.setdefault((bundle.station, instrument), InstrumentCounts())
+            total.stored += now.stored
+            total.duplicates += now.duplicates
+            total.rejected += now.rejected
+        for rejection in outcome.receipt.rejections:
+            logger.warning(
+                "observation refused",
+                extra={
+                    "station": bundle.station,
+                    "epoch": bundle.epoch,
+                    "sequence": rejection.sequence,
+                    "reason": receipt_pb2.RejectionReason.Name(rejection.reason),
+                    "detail": rejection.detail,
+                },
+            )

@@ -1,0 +1,45 @@
+"""Stations and instruments, as the server knows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, select
+
+from fieldpost.v1 import station_pb2, stations_service_pb2
+from server.ledger import InstrumentCounts
+from server.tables import instruments, stations
+
+
+def list_stations(
+    connection: Connection, counts: Mapping[tuple[str, str], InstrumentCounts]
+) -> list[stations_service_pb2.Station]:
+    """All registered stations with their instruments, by name; counts are those since the server started."""
+    listed = {}
+    for row in connection.execute(select(stations).order_by(stations.c.name)):
+        station = stations_service_pb2.Station(station=row.name)
+        if row.status is not None:
+            station.status.CopyFrom(station_pb2.StationStatus.FromString(row.status))
+            station.status_time.FromNanoseconds(row.status_unix_nanos)
+        listed[row.id] = station
+    for row in connection.execute(select(instruments).order_by(instruments.c.name)):
+        station = listed[row.station_id]
+        since_start = counts.get((station.station, row.name), InstrumentCounts())
+        instrument = station.instruments.add(
+            instrument=row.name,
+            instrument_model=row.instrument_model,
+            latitude_deg=_or_nan(row.latitude_deg),
+            longitude_deg=_or_nan(row.longitude_deg),
+            altitude_m=_or_nan(row.altitude_m),
+            observation_count=row.observation_count,
+            duplicate_count=since_start.duplicates,
+            rejected_count=since_start.rejected,
+        )
+        if row.last_measure_unix_nanos is not None:
+            instrument.last_measure_time.FromNanoseconds(row.last_measure_unix_nanos)
+    return list(listed.values())
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

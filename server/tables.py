@@ -1,0 +1,151 @@
+"""What the database holds: names, headers and predictions. Payloads lie in segments, outside the rows.
+
+Instants are whole nanoseconds since 1970-01-01T00:00Z in 64-bit columns: they sort, they compare, and no driver
+rounds them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+# SQLite counts its row ids in the type INTEGER alone; there it has 64 bits anyway.
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _id_column() -> Column[int]:
+    return Column(BigId, primary_key=True, autoincrement=True)
+
+
+def _foreign_id(target: str) -> Column[int]:
+    return Column(BigId, ForeignKey(target), nullable=False)
+
+
+class Station(SQLModel, table=True):
+    """A station that is registered, with the last status that it sent."""
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    name: str = Field(unique=True, max_length=63)
+    status: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """A serialized fieldpost.v1.StationStatus."""
+    status_unix_nanos: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class Instrument(SQLModel, table=True):
+    """A registered instrument: what only an operator can know of it."""
+
+    __table_args__ = (UniqueConstraint("station_id", "name"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    station_id: int = Field(sa_column=_foreign_id("station.id"))
+    name: str = Field(max_length=63)
+    instrument_model: str = Field(max_length=63)
+    latitude_deg: float | None = Field(default=None, sa_column=Column(Float))
+    longitude_deg: float | None = Field(default=None, sa_column=Column(Float))
+    altitude_m: float | None = Field(default=None, sa_column=Column(Float))
+    calibration: float | None = Field(default=None, sa_column=Column(Float))
+    observation_count: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, default=0))
+    """Observations held: counted in the transaction that stores them, since counting rows would take for ever."""
+    last_measure_unix_nanos: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class Epoch(SQLModel, table=True):
+    """The life of one station buffer."""
+
+    __table_args__ = (UniqueConstraint("station_id", "epoch"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    station_id: int = Field(sa_column=_foreign_id("station.id"))
+    epoch: str = Field(max_length=32)
+
+
+class Segment(SQLModel, table=True):
+    """An append-only file of serialized fieldpost.v1.Observation messages."""
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    name: str = Field(unique=True, max_length=255)
+
+
+class Observation(SQLModel, table=True):
+    """An observation that the server holds. (epoch_id, sequence) is its identity."""
+
+    __table_args__ = (
+        UniqueConstraint("epoch_id", "sequence"),
+        Index("ix_observation_instrument_time", "instrument_id", "measure_unix_nanos"),
+        {"sqlite_autoincrement": True},  # an id is never used again, not even that of a pruned row
+    )
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    epoch_id: int = Field(sa_column=_foreign_id("epoch.id"))
+    sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    instrument_id: int = Field(sa_column=_foreign_id("instrument.id"))
+    measure_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    capture_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    payload_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False))
+    segment_id: int = Field(sa_column=_foreign_id("segment.id"))
+    segment_offset: int = Field(sa_column=Column(BigInteger, nullable=False))
+    stored_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class ModelVersion(SQLModel, table=True):
+    """One trained answer to an analysis."""
+
+    __table_args__ = (UniqueConstraint("analysis", "version"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    analysis: str = Field(max_length=63)
+    version: int
+    is_active: bool
+    settled_observation_id: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, default=0))
+    """No observation up to this one waits for this version: a hint that spares the query the past."""
+
+
+class Prediction(SQLModel, table=True):
+    """What a model version says about an observation, or why it cannot say anything."""
+
+    __table_args__ = (
+        UniqueConstraint("model_version_id", "observation_id"),
+        Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos"),
+        {"sqlite_autoincrement": True},  # ids are the resume tokens of watchers: never used again
+    )
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    observation_id: int = Field(sa_column=_foreign_id("observation.id"))
+    model_version_id: int = Field(sa_column=_foreign_id("modelversion.id"))
+    instrument_id: int = Field(sa_column=_foreign_id("instrument.id"))
+    measure_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    predict_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """A serialized fieldpost.v1.Prediction that has only samples, variables and failure."""
+    is_failure: bool
+
+
+class Bag(SQLModel, table=True):
+    """A day of an instrument in the archive, read back and verified."""
+
+    __table_args__ = (UniqueConstraint("instrument_id", "day", "version"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    instrument_id: int = Field(sa_column=_foreign_id("instrument.id"))
+    day: str = Field(max_length=10)
+    """The UTC day, YYYY-MM-DD."""
+    version: int
+    """1, 2, 3 …: late observations of an archived day make a new version, never an edit."""
+    path: str
+    manifest_sha256: str = Field(max_length=64)
+    observation_count: int
+    prediction_count: int
+    archive_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+# The same tables for SQLAlchemy Core, which the store's queries are written in.
+_tables = SQLModel.metadata.tables
+stations = _tables["station"]
+instruments = _tables["instrument"]
+epochs = _tables["epoch"]
+segments = _tables["segment"]
+observations = _tables["observation"]
+model_versions = _tables["modelversion"]
+predictions = _tables["prediction"]
+bags = _tables["bag"]

@@ -1,0 +1,230 @@
+"""The ingest core on a real database and real segments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_support import EPOCH, make_bundle, make_observation, open_store
+from sqlalchemy import func, select
+
+from fieldpost.errors import BrokenStateError, InvalidObservationError, TryAgainError
+from fieldpost.payload import decode_checked
+from fieldpost.v1 import observation_pb2 as pb
+from fieldpost.v1 import receipt_pb2
+from server.ingest import Ingest
+from server.registry import RegisteredInstrument, RegisteredStation, register
+from server.segments import Place, SegmentReader, SegmentWriter
+from server.store import Store
+from server.tables import instruments, observations, segments
+
+MAX = 1024 * 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def ingest(store: Store) -> Iterator[Ingest]:
+    ingest = Ingest(store, payload_bytes_max=MAX, on_stored=lambda: None)
+    yield ingest
+    ingest.close()
+
+
+def held(receipt: receipt_pb2.Receipt) -> list[tuple[int, int]]:
+    return [(each.first_sequence, each.last_sequence) for each in receipt.held_ranges]
+
+
+def stored(store: Store) -> dict[int, bytes]:
+    """Every stored observation's bytes by sequence, read back through row and segment, checked."""
+    query = select(observations.c.sequence, segments.c.name, observations.c.segment_offset, observations.c.stored_bytes)
+    content = {}
+    with store.read() as connection:
+        for sequence, *place in connection.execute(query.join(segments)):
+            observation = pb.Observation.FromString(store.read_segment(Place(*place)))
+            assert observation.header.sequence == sequence
+            content[sequence] = decode_checked(observation)
+    return content
+
+
+def test_what_a_receipt_promises_can_be_read_back(ingest: Ingest, store: Store) -> None:
+    receipt = ingest.submit(make_bundle(1, 2, 3, 7)).result(10)
+    assert held(receipt) == [(1, 3), (7, 7)]
+    assert (receipt.station, receipt.epoch) == ("lindenberg", EPOCH)
+    assert stored(store) == {i: b"observation %d " % i * 20 for i in (1, 2, 3, 7)}
+
+
+def test_a_duplicate_is_dropped_counted_and_promised_again(ingest: Ingest, store: Store) -> None:
+    ingest.submit(make_bundle(1, 2)).result(10)
+    receipt = ingest.submit(make_bundle(2, 3)).result(10)
+    assert held(receipt) == [(2, 3)]
+    assert receipt.duplicate_count == 1
+    assert sorted(stored(store)) == [1, 2, 3]
+    assert ingest.counts["lindenberg", "cl51"].duplicates == 1
+
+
+def test_the_same_bundle_many_times_at_once_is_stored_once(ingest: Ingest, store: Store) -> None:
+    futures = [ingest.submit(make_bundle(*range(1, 33))) for _ in range(20)]
+    receipts = [future.result(10) for future in futures]
+    assert all(held(receipt) == [(1, 32)] for receipt in receipts)
+    assert sum(receipt.duplicate_count for receipt in receipts) == 19 * 32
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(observations)) == 32
+
+
+def test_other_bytes_under_a_held_identity_are_refused_and_the_first_stay(ingest: Ingest, store: Store) -> None:
+    ingest.submit(make_bundle(1)).result(10)
+    receipt = ingest.submit(pb.Bundle(observations=[make_observation(1, b"forged"), make_observation(2)])).result(10)
+    assert held(receipt) == [(2, 2)]
+    assert [each.reason for each in receipt.rejections] == [receipt_pb2.REJECTION_REASON_IDENTITY_CONFLICT]
+    assert stored(store)[1] == b"observation 1 " * 20
+
+
+def test_an_unregistered_instrument_is_refused_until_it_is_registered(ingest: Ingest, store: Store) -> None:
+    unknown = make_bundle(1, instrument="cl31")
+    receipt = ingest.submit(unknown).result(10)
+    assert [each.reason for each in receipt.rejections] == [receipt_pb2.REJECTION_REASON_UNKNOWN_INSTRUMENT]
+    station = RegisteredStation(
+        name="lindenberg", instruments=[RegisteredInstrument(name="cl31", instrument_model="cl31")]
+    )
+    assert store.write(lambda connection: register(connection, [station])).result(10) == 1
+    assert held(ingest.submit(unknown).result(10)) == [(1, 1)]
+
+
+def test_an_unknown_station_is_refused_and_leaves_no_trace(ingest: Ingest, store: Store) -> None:
+    receipt = ingest.submit(make_bundle(1, station="atlantis")).result(10)
+    assert [each.reason for each in receipt.rejections] == [receipt_pb2.REJECTION_REASON_UNKNOWN_INSTRUMENT]
+    assert stored(store) == {}
+
+
+def test_a_bundle_without_identity_is_an_error_and_disturbs_no_other(ingest: Ingest) -> None:
+    bad = ingest.submit(pb.Bundle())
+    good = ingest.submit(make_bundle(1))
+    with pytest.raises(InvalidObservationError):
+        bad.result(10)
+    assert held(good.result(10)) == [(1, 1)]
+
+
+def test_counts_and_last_time_of_an_instrument_follow_its_observations(ingest: Ingest, store: Store) -> None:
+    ingest.submit(make_bundle(5, 6)).result(10)
+    ingest.submit(make_bundle(1, 2, 6)).result(10)  # history that arrives late
+    with store.read() as connection:
+        row = connection.execute(select(instruments)).one()
+    assert row.observation_count == 4
+    assert row.last_measure_unix_nanos == make_observation(6).header.measure_time.ToNanoseconds()
+
+
+def test_several_stations_that_send_at_once_get_their_own_receipts(ingest: Ingest) -> None:
+    results: dict[str, list[tuple[int, int]]] = {}
+
+    def send(epoch: str) -> None:
+        receipts = [ingest.submit(make_bundle(i, i + 1, epoch=epoch)) for i in range(1, 40, 2)]
+        results[epoch] = [pair for receipt in receipts for pair in held(receipt.result(10))]
+
+    threads = [threading.Thread(target=send, args=(f"{i:032x}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(ranges == [(i, i + 1) for i in range(1, 40, 2)] for ranges in results.values())
+    assert len(results) == 4
+
+
+def test_a_disk_that_refuses_gives_no_receipt_and_the_next_attempt_succeeds(
+    store: Store, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    real_write = os.write
+    is_full = True
+
+    def full_disk(file: int, content: memoryview) -> int:
+        if is_full and threading.current_thread().name == "store-writer":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(file, content)
+
+    monkeypatch.setattr(os, "write", full_disk)
+    with pytest.raises(TryAgainError, match="No space left"):
+        ingest.submit(make_bundle(1, 2)).result(10)
+    assert stored(store) == {}
+    is_full = False
+    assert held(ingest.submit(make_bundle(1, 2)).result(10)) == [(1, 2)]
+    assert sorted(stored(store)) == [1, 2]
+
+
+def test_a_missing_or_cut_segment_is_named() -> None:
+    reader = SegmentReader(Path("/nonexistent"))
+    with pytest.raises(BrokenStateError, match="gone.seg"):
+        reader.read(Place("gone.seg", 0, 10))
+
+
+def test_a_cut_segment_is_named_with_what_was_expected(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path)
+    (place,) = writer.append([b"0123456789"])
+    writer.sync()
+    writer.close()
+    (tmp_path / place.segment).write_bytes(b"01234")
+    with pytest.raises(BrokenStateError, match="expected 10 bytes.*got 5"):
+        SegmentReader(tmp_path).read(place)
+
+
+def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: Path) -> None:
+    first, second = open_store(tmp_path), open_store(tmp_path)
+    one, two = (Ingest(each, payload_bytes_max=MAX, on_stored=lambda: None) for each in (first, second))
+    futures = [each.submit(make_bundle(i, epoch=f"{n:032x}")) for i in range(1, 30) for n, each in enumerate((one, two))]
+    assert all(held(future.result(20)) for future in futures)
+    for part in (one, two, first, second):
+        part.close()
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from server_support import make_bundle, open_store
+from server.ingest import Ingest
+import server.segments, server.store
+step, folder = sys.argv[1], Path(sys.argv[2])
+store = open_store(folder)
+ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
+print(ingest.submit(make_bundle(1, 2)).result(10).held_ranges, flush=True)
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+def after(real):
+    def run(*a, **k):
+        real(*a, **k)
+        die()
+    return run
+if step == "before append": store.segments.append = die
+if step == "after append": store.segments.append = after(store.segments.append)
+if step == "before sync": store.segments.sync = die
+if step == "after sync": store.segments.sync = after(store.segments.sync)
+if step == "after commit": ingest._finish = die
+ingest.submit(make_bundle(3, 4)).result(10)
+"""
+
+
+@pytest.mark.parametrize("step", ["before append", "after append", "before sync", "after sync", "after commit"])
+def test_killed_at_any_step_of_a_commit_nothing_promised_is_lost_and_nothing_is_stored_twice(
+    tmp_path: Path, step: str
+) -> None:
+    script = KILLED_WRITER.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script, step, str(tmp_path)], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    store = open_store(tmp_path)
+    ingest = Ingest(store, payload_bytes_max=MAX, on_stored=lambda: None)
+    receipt = ingest.submit(make_bundle(1, 2, 3, 4)).result(10)  # what a station does that got no receipt
+    assert held(receipt) == [(1, 4)]
+    assert receipt.duplicate_count == (4 if step == "after commit" else 2)
+    assert stored(store) == {i: b"observation %d " % i * 20 for i in (1, 2, 3, 4)}
+    ingest.close()
+    store.close()
