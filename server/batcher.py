@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fieldpost.errors import RejectedError, TryAgainError
 from server.analyses import AnalysisCard, AnalysisResult
 from server.batching import BatchQueue, Waiting
-from server.worker import Job, JobDone, WorkItem
+from server.jobs import Job, JobDone, WorkItem
 from server.workers import Worker, WorkerEvents
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from fieldpost.errors import BrokenStateError, TryAgainError
 from server.analyses import AnalysisResult
 from server.batcher import Batcher, PredictionFailedError
 from server.broadcast import Broadcast
+from server.jobs import WorkItem
 from server.pending import (
     ActiveModel,
     PendingObservation,
@@ -26,7 +27,6 @@ from server.pending import (
 )
 from server.predictions import NewPrediction, encode_failure, encode_result, write_predictions
 from server.store import Store
-from server.worker import WorkItem
 
 logger = logging.getLogger(__name__)
 

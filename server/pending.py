@@ -10,9 +10,9 @@ from sqlalchemy import Connection, exists, insert, select, update
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisCard
+from server.jobs import WorkItem
 from server.segments import Place
 from server.tables import instruments, model_versions, observations, predictions, segments
-from server.worker import WorkItem
 
 
 @dataclass(frozen=True, slots=True)

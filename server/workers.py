@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-from server.worker import Job, JobDone
+from server.jobs import Job, JobDone
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,9 @@ class LocalWorker:
             while True:
                 self._call(self._finish, connection.recv())
         except (EOFError, OSError):
+            logger.debug("worker pipe ended")
+        finally:  # also where an answer cannot be read: such a process is no good any more
+            process.kill()
             outbox.put(None)
             self._call(self._bury, process.wait())
 

@@ -164,7 +164,7 @@ def test_a_disk_that_refuses_gives_no_receipt_and_the_next_attempt_succeeds(
 
 def test_a_missing_or_cut_segment_is_named() -> None:
     reader = SegmentReader(Path("/nonexistent"))
-    with pytest.raises(BrokenStateError, match="gone.seg"):
+    with pytest.raises(BrokenStateError, match=r"gone\.seg"):
         reader.read(Place("gone.seg", 0, 10))
 
 
@@ -174,14 +174,16 @@ def test_a_cut_segment_is_named_with_what_was_expected(tmp_path: Path) -> None:
     writer.sync()
     writer.close()
     (tmp_path / place.segment).write_bytes(b"01234")
-    with pytest.raises(BrokenStateError, match="expected 10 bytes.*got 5"):
+    with pytest.raises(BrokenStateError, match=r"expected 10 bytes.*got 5"):
         SegmentReader(tmp_path).read(place)
 
 
 def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: Path) -> None:
     first, second = open_store(tmp_path), open_store(tmp_path)
     one, two = (Ingest(each, payload_bytes_max=MAX, on_stored=lambda: None) for each in (first, second))
-    futures = [each.submit(make_bundle(i, epoch=f"{n:032x}")) for i in range(1, 30) for n, each in enumerate((one, two))]
+    futures = [
+        each.submit(make_bundle(i, epoch=f"{n:032x}")) for i in range(1, 30) for n, each in enumerate((one, two))
+    ]
     assert all(held(future.result(20)) for future in futures)
     for part in (one, two, first, second):
         part.close()
