@@ -14,7 +14,7 @@ import zstandard
 from fieldpost.errors import InvalidObservationError
 from fieldpost.v1 import observation_pb2 as pb
 
-ZSTD_LEVEL = 3
+ZSTD_LEVEL = 1
 # Below this saving the receiver's work is not worth it; NetCDF-4 files (already deflated) end here.
 MIN_SAVING = 0.05
 

@@ -6,8 +6,9 @@ began. Knows no file and no bag, only their rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, insert, literal, select, tuple_
@@ -137,27 +138,35 @@ def list_instrument_days(
         station: Only this station; empty for all.
         instrument: Only instruments of this name; empty for all.
     """
-    day_number = (observations.c.measure_unix_nanos // NANOS_PER_DAY).label("day_number")
     facts = [instruments.c[name] for name in ("instrument_model", "latitude_deg", "longitude_deg", "altitude_m")]
     query = (
-        select(instruments.c.id, stations.c.name, instruments.c.name, day_number, *facts, instruments.c.calibration)
-        .join(instruments, instruments.c.id == observations.c.instrument_id)
+        select(instruments.c.id, stations.c.name, instruments.c.name, *facts, instruments.c.calibration)
         .join(stations, stations.c.id == instruments.c.station_id)
-        .where(
-            observations.c.measure_unix_nanos >= day_to_unix_nanos(first_day),
-            observations.c.measure_unix_nanos < day_to_unix_nanos(last_day) + NANOS_PER_DAY,
-        )
-        .distinct()
-        .order_by(stations.c.name, instruments.c.name, day_number)
+        .order_by(stations.c.name, instruments.c.name)
     )
     if station:
         query = query.where(stations.c.name == station)
     if instrument:
         query = query.where(instruments.c.name == instrument)
     return [
-        InstrumentDay(row[0], row[1], row[2], datetime.fromtimestamp(row[3] * 86_400, UTC).date(), *row[4:])
-        for row in connection.execute(query)
+        InstrumentDay(row[0], row[1], row[2], day, *row[3:])
+        for row in connection.execute(query).all()
+        for day in _observed_days(connection, row[0], first_day, last_day)
     ]
+
+
+def _observed_days(connection: Connection, instrument_id: int, first_day: date, last_day: date) -> Iterator[date]:
+    """The days of an instrument that have observations: one look into the index for each, however many they have."""
+    first, end = day_to_unix_nanos(first_day), day_to_unix_nanos(last_day) + NANOS_PER_DAY
+    measured = observations.c.measure_unix_nanos
+    while True:
+        within = (observations.c.instrument_id == instrument_id, measured >= first, measured < end)
+        earliest = connection.scalar(select(func.min(measured)).where(*within))
+        if earliest is None:
+            return
+        day_number = earliest // NANOS_PER_DAY
+        yield date(1970, 1, 1) + timedelta(days=day_number)
+        first = (day_number + 1) * NANOS_PER_DAY
 
 
 def read_extent(connection: Connection) -> Extent:
@@ -186,8 +195,8 @@ def list_day_observations(
         .join(epochs, epochs.c.id == observations.c.epoch_id)
         .join(segments, segments.c.id == observations.c.segment_id)
     )
-    page = connection.execute(_page(query, day, extent, after, limit))
-    return [DayObservation(*row[:7], Place(*row[7:])) for row in page]
+    rows = connection.execute(_page(query, day, extent, after, limit))
+    return [DayObservation(row[0], row[1], row[2], row[3], row[4], row[5], row[6], Place(*row[7:])) for row in rows]
 
 
 def list_day_models(connection: Connection, day: InstrumentDay, extent: Extent) -> list[DayModel]:
@@ -222,9 +231,7 @@ def list_day_predictions(
         )
         .join(epochs, epochs.c.id == observations.c.epoch_id)
         .join(predictions, predictions.c.observation_id == observations.c.id)
-        .where(
-            predictions.c.model_version_id == model.model_row_id, predictions.c.id <= extent.last_prediction_id
-        )
+        .where(predictions.c.model_version_id == model.model_row_id, predictions.c.id <= extent.last_prediction_id)
     )
     return [DayPrediction(*row) for row in connection.execute(_page(query, day, extent, after, limit))]
 
@@ -283,17 +290,13 @@ def _of_day(day: InstrumentDay, extent: Extent) -> tuple[ColumnElement[bool], ..
     )
 
 
-def _page(
-    query: Select[Any], day: InstrumentDay, extent: Extent, after: Position | None, limit: int
-) -> Select[Any]:
+def _page(query: Select[Any], day: InstrumentDay, extent: Extent, after: Position | None, limit: int) -> Select[Any]:
     position = (observations.c.measure_unix_nanos, observations.c.sequence, observations.c.id)
     query = query.where(*_of_day(day, extent)).order_by(*position).limit(limit)
     if after is None:
         return query
     # The first condition says nothing new, but it is the one that the index can start from.
-    return query.where(
-        observations.c.measure_unix_nanos >= after[0], tuple_(*position) > tuple_(*map(literal, after))
-    )
+    return query.where(observations.c.measure_unix_nanos >= after[0], tuple_(*position) > tuple_(*map(literal, after)))
 
 
 def _to_record(row: Row[Any]) -> BagRecord:

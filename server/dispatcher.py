@@ -144,6 +144,7 @@ class Dispatcher:
                 time.time_ns(),
                 content,
                 is_failure=error is not None,
+                is_time_news=error is None and not pending.is_time_known,
             )
         )
 

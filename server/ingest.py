@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from fieldpost.errors import OverloadedError, RejectedError
+from fieldpost.errors import FieldpostError, OverloadedError, RejectedError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, check_bundle
@@ -125,6 +125,9 @@ class Ingest:
         error = done.exception()
         if error is not None:
             self._ledger.forget()
+            if not isinstance(error, FieldpostError):  # two servers that stored the same at once, for example
+                refusal = TryAgainError(f"the group was not stored: {error}", hint="send what has no receipt again")
+                refusal.__cause__, error = error, refusal
             for future in group.futures:
                 future.set_exception(error)
             return

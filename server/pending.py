@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, exists, insert, select, update
 
@@ -40,6 +40,8 @@ class PendingObservation:
     place: Place
     instrument_model: str
     calibration: float | None
+    is_time_known: bool = True
+    """False where only the payload tells when it was measured; until then measure_unix_nanos is the capture time."""
 
 
 def activate_models(connection: Connection, cards: list[AnalysisCard]) -> list[ActiveModel]:
@@ -107,6 +109,7 @@ def load_items(
             loaded.append((each, error))
             continue
         header = observation.header
+        each = replace(each, is_time_known=header.HasField("measure_time"))
         item = WorkItem(
             observation.payload,
             header.payload_encoding,

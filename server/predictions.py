@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Insert, Row, Select, Table, func, literal, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    Row,
+    Select,
+    Table,
+    bindparam,
+    func,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fieldpost.errors import InvalidRequestError
@@ -29,6 +42,8 @@ class NewPrediction:
     predict_unix_nanos: int
     content: bytes
     is_failure: bool
+    is_time_news: bool = False
+    """Whether measure_unix_nanos was found in the payload, and is to be that of the observation from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,12 @@ def write_predictions(connection: Connection, new: Sequence[NewPrediction]) -> N
         for each in new
     ]
     connection.execute(_insert_unless_there(connection, predictions), rows)
+    found = [
+        {"found_id": each.observation_id, "found_nanos": each.measure_unix_nanos} for each in new if each.is_time_news
+    ]
+    if found:
+        here = observations.c.id == bindparam("found_id")
+        connection.execute(update(observations).where(here).values(measure_unix_nanos=bindparam("found_nanos")), found)
 
 
 def _insert_unless_there(connection: Connection, table: Table) -> Insert:

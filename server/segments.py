@@ -11,9 +11,9 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from fieldpost.errors import BrokenStateError
 
@@ -21,8 +21,7 @@ SEGMENT_BYTES_MAX = 256 * 1024 * 1024
 OPEN_SEGMENTS_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a record lies."""
 
     segment: str

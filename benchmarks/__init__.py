@@ -1,0 +1,1 @@
+"""Speed, measured next to its floor in the same run."""

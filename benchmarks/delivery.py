@@ -1,0 +1,299 @@
+"""Observations per second and CPU per observation, through MQTT and through gRPC, next to their floors in the same run.
+
+    python -m benchmarks.delivery [--json] [--observations N] [--broker mosquitto|embedded]
+
+An observation is a CL51 telegram of 8 KB, simulated, with noise: it compresses as a real one does. Through MQTT: a
+real agent replays recorded files (framing, CRC, compression, buffer with fdatasync, uplink), a real broker, a real
+server without workers. Through gRPC: bundles of 64 sent on one stream. CPU is user and system time of the whole
+process, start-up left out where it could be (the server and the broker are warm; the agent's start-up is measured by a
+run over one telegram and taken off).
+
+Floors: mqtt, bare paho to bare paho over the same broker, nothing stored; grpc, the slower of an echo of the same
+bundles and an append of the same bundles with an fdatasync each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.floors import grpc_echo, paho_to_paho, segment_append, send_over_grpc
+from benchmarks.report import median, print_report
+from fieldpost.payload import encode_payload
+from fieldpost.simulation import SimulatedCl51
+from fieldpost.v1 import observation_pb2 as pb
+
+BUNDLE = 64
+ROUNDS = 3
+START_S = 1.75e9
+INTERVAL_S = 15.0
+
+
+def make_telegrams(count: int) -> list[bytes]:
+    """Telegrams spread over a day; beyond 2048 the same again."""
+    instrument = SimulatedCl51(seed=11)
+    different = [instrument.telegram(START_S + 86_400 * i / 2048) for i in range(min(count, 2048))]
+    return [different[i % len(different)] for i in range(count)]
+
+
+def make_bundles(telegrams: list[bytes], station: str, epoch: str) -> list[pb.Bundle]:
+    """The telegrams as a station bundles them."""
+    bundles = []
+    for first in range(0, len(telegrams), BUNDLE):
+        bundle = pb.Bundle()
+        for index, content in enumerate(telegrams[first : first + BUNDLE], first + 1):
+            payload, encoding = encode_payload(content)
+            header = bundle.observations.add(payload=payload).header
+            header.station, header.instrument, header.epoch, header.sequence = station, "cl51", epoch, index
+            header.sha256, header.payload_bytes = hashlib.sha256(content).digest(), len(content)
+            header.payload_encoding, header.payload_format = encoding, "vaisala-cl"
+            header.measure_time.FromNanoseconds(int((START_S + index * INTERVAL_S) * 1e9))
+            header.capture_clock.wall_time.GetCurrentTime()
+        bundles.append(bundle)
+    return bundles
+
+
+def write_recording(path: Path, telegrams: list[bytes]) -> None:
+    """A logger file: a time line before each telegram."""
+    with path.open("wb") as file:
+        for index, content in enumerate(telegrams):
+            stamp = time.strftime("-%Y-%m-%d %H:%M:%S\r\n", time.gmtime(START_S + index * INTERVAL_S))
+            file.write(stamp.encode() + content + b"\r\n")
+
+
+class Processes:
+    """The processes of one benchmark, ended together."""
+
+    def __init__(self, folder: Path, broker: str) -> None:
+        self.folder = folder
+        self.mqtt_port, self.grpc_port = _free_port(), _free_port()
+        self._stack = ExitStack()
+        self.broker = self._start_broker(broker)
+        stations = "".join(
+            f'[[stations]]\nname = "{name}"\n[[stations.instruments]]\nname = "cl51"\ninstrument_model = "cl51"\n'
+            for name in ("bench-mqtt", *(f"bench-grpc-{i}" for i in range(ROUNDS + 1)))
+        )
+        (folder / "stations.toml").write_text(stations)
+        arguments = ["--data-folder", str(folder / "data"), "--workers", "0"]
+        arguments += [
+            "--grpc-address",
+            f"127.0.0.1:{self.grpc_port}",
+            "--mqtt-url",
+            f"mqtt://127.0.0.1:{self.mqtt_port}",
+        ]
+        arguments += ["--stations-file", str(folder / "stations.toml")]
+        self.server = self._start([sys.executable, "-m", "server", "run", *arguments], "server.log", self.grpc_port)
+
+    def _start_broker(self, kind: str) -> psutil.Process:
+        if kind == "embedded":
+            command = [sys.executable, "-m", "server", "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
+        else:
+            program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+            if program is None:
+                sys.exit("mosquitto is not installed: make mosquitto, or use --broker embedded")
+            config = self.folder / "mosquitto.conf"
+            config.write_text(
+                f"listener {self.mqtt_port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+                "max_queued_messages 100000\nmax_inflight_messages 1000\n"
+            )
+            command = [program, "-c", str(config)]
+        return self._start(command, "broker.log", self.mqtt_port)
+
+    def _start(self, command: list[str], log: str, port: int) -> psutil.Process:
+        with (self.folder / log).open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        deadline = time.monotonic() + 30
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return psutil.Process(process.pid)
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{command} does not listen on port {port}:\n{(self.folder / log).read_text()}")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """Ends them."""
+        self._stack.close()
+
+    def held(self) -> list[tuple[str, str, int, bytes]]:
+        """(station, epoch, sequence, SHA-256) of everything that the server's database holds."""
+        query = (
+            "select station.name, epoch.epoch, sequence, sha256 from observation join epoch on epoch.id = epoch_id "
+            "join station on station.id = epoch.station_id"
+        )
+        with sqlite3.connect(self.folder / "data" / "fieldpost.db") as connection:
+            return connection.execute(query).fetchall()
+
+    def count(self, connection: sqlite3.Connection) -> int:
+        """How many observations of the MQTT station are held now."""
+        query = "select coalesce(max(sequence), 0) from observation join epoch on epoch.id = epoch_id"
+        query += " join station on station.id = epoch.station_id where station.name = 'bench-mqtt'"
+        return int(connection.execute(query).fetchone()[0])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def running(broker: str) -> Iterator[Processes]:
+    """Broker and server in a folder of their own."""
+    base = Path("benchmark-output")
+    base.mkdir(exist_ok=True)  # on the checkout's disk: /tmp may be memory, where an fsync costs nothing
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        processes = Processes(Path(folder).absolute(), broker)
+        try:
+            yield processes
+        finally:
+            processes.close()
+
+
+def run_agent(processes: Processes, telegrams: list[bytes]) -> tuple[float, float]:
+    """Has an agent deliver the telegrams.
+
+    Returns:
+        Observations per second from the first to the last that the server holds; CPU seconds of the agent.
+    """
+    folder = processes.folder
+    name = f"agent-{len(telegrams)}"
+    write_recording(folder / f"{name}.dat", telegrams)
+    (folder / f"{name}.toml").write_text(
+        f'station = "bench-mqtt"\nbroker_urls = ["mqtt://127.0.0.1:{processes.mqtt_port}"]\n'
+        f'buffer_folder = "{folder / name}"\n[[instruments]]\nname = "cl51"\nsource = "replay"\n'
+        f'path = "{folder / f"{name}.dat"}"\nspeed_up = 0\n'
+    )
+    command = [str(Path(sys.executable).with_name("fieldpost-agent")), "run", "--config", str(folder / f"{name}.toml")]
+    before = os.times()
+    with (folder / f"{name}.log").open("wb") as log:
+        agent = subprocess.Popen([*command, "--exit-when-delivered"], stdout=log, stderr=subprocess.STDOUT)
+    first = last = (0.0, 0)
+    with sqlite3.connect(folder / "data" / "fieldpost.db") as connection:
+        while agent.poll() is None:
+            now = (time.perf_counter(), processes.count(connection))
+            if now[1] and not first[1]:
+                first = now
+            if now[1] > last[1]:
+                last = now
+            time.sleep(0.02)
+    if agent.returncode != 0:
+        sys.exit(f"the agent ended with {agent.returncode}:\n{(folder / f'{name}.log').read_text()}")
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else float("nan"), cpu_s
+
+
+def measure_mqtt(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]:
+    """Through a real agent and a real broker."""
+    _, idle_cpu_s = run_agent(processes, telegrams[:1])
+    server_cpu_s, broker_cpu_s = _cpu_s(processes.server), _cpu_s(processes.broker)
+    per_s, agent_cpu_s = run_agent(processes, telegrams)
+    server_cpu_s, broker_cpu_s = _cpu_s(processes.server) - server_cpu_s, _cpu_s(processes.broker) - broker_cpu_s
+    bundles = [each.SerializeToString() for each in make_bundles(telegrams, "floor", "0" * 32)]
+    floor = median([paho_to_paho(processes.mqtt_port, bundles, len(telegrams)) for _ in range(ROUNDS)])
+    milli = 1000 / len(telegrams)
+    return {
+        "observations_per_s": per_s,
+        "floor_per_s": floor,
+        "ratio_to_floor": per_s / floor,
+        "agent_cpu_ms": (agent_cpu_s - idle_cpu_s) * milli,
+        "broker_cpu_ms": broker_cpu_s * milli,
+        "server_cpu_ms": server_cpu_s * milli,
+    }
+
+
+def measure_grpc(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]:
+    """On one stream, in rounds that alternate with the floors."""
+    address = f"127.0.0.1:{processes.grpc_port}"
+    warm = make_bundles(telegrams[: 4 * BUNDLE], f"bench-grpc-{ROUNDS}", "f" * 32)
+    send_over_grpc(address, warm, 4 * BUNDLE)
+    rates, echoes, appends, cpu_s = [], [], [], []
+    for i in range(ROUNDS):
+        bundles = make_bundles(telegrams, f"bench-grpc-{i}", f"{i:032x}")
+        echoes.append(grpc_echo(bundles, len(telegrams)))
+        (processes.folder / f"floor-{i}").mkdir()
+        appends.append(segment_append(processes.folder / f"floor-{i}", bundles, len(telegrams)))
+        before = _cpu_s(processes.server)
+        rate, held = send_over_grpc(address, bundles, len(telegrams))
+        cpu_s.append(_cpu_s(processes.server) - before)
+        rates.append(rate)
+        if held != len(telegrams):
+            sys.exit(f"expected receipts for {len(telegrams)} observations, but got {held}")
+    floors = [min(pair) for pair in zip(echoes, appends, strict=True)]
+    return {
+        "observations_per_s": median(rates),
+        "floor_per_s": median(floors),
+        "ratio_to_floor": median([rate / floor for rate, floor in zip(rates, floors, strict=True)]),
+        "echo_per_s": median(echoes),
+        "append_per_s": median(appends),
+        "agent_cpu_ms": None,
+        "broker_cpu_ms": None,
+        "server_cpu_ms": median(cpu_s) * 1000 / len(telegrams),
+    }
+
+
+def count_losses(processes: Processes, telegrams: list[bytes]) -> tuple[int, int]:
+    """How many of what was sent the server does not hold, byte for byte; how many it holds more than once."""
+    held: dict[str, Counter[bytes]] = {}
+    for station, _, _, sha256 in processes.held():
+        held.setdefault(station, Counter())[sha256] += 1
+    sent = Counter(hashlib.sha256(each).digest() for each in telegrams)
+    expected = {f"bench-grpc-{i}": sent for i in range(ROUNDS)}
+    expected["bench-mqtt"] = sent + Counter([hashlib.sha256(telegrams[0]).digest()])  # the run over one
+    lost = sum((expected[station] - held.get(station, Counter())).total() for station in expected)
+    extra = sum((held.get(station, Counter()) - expected[station]).total() for station in expected)
+    return lost, extra
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print only one JSON object")
+    parser.add_argument("--observations", type=int, default=20_000, help="default 20000")
+    parser.add_argument("--broker", choices=["mosquitto", "embedded"], default="mosquitto")
+    options = parser.parse_args()
+    telegrams = make_telegrams(options.observations)
+    with running(options.broker) as processes:
+        grpc_figures = measure_grpc(processes, telegrams)
+        mqtt_figures = measure_mqtt(processes, telegrams)
+        lost, duplicates = count_losses(processes, telegrams)
+    size = sum(map(len, telegrams)) / len(telegrams)
+    packed = sum(len(encode_payload(each)[0]) for each in telegrams[:256]) / len(telegrams[:256])
+    result = {
+        "observations": len(telegrams),
+        "observation_bytes": size,
+        "encoded_bytes": packed,
+        "broker": options.broker,
+        "mqtt": mqtt_figures,
+        "grpc": grpc_figures,
+        "lost": lost,
+        "duplicates_stored": duplicates,
+    }
+    print_report(result, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
