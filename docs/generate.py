@@ -23,6 +23,8 @@ def generate_protos(target: Path) -> list[Path]:
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     services = [name for name in sources if name.endswith("_service.proto")]
     includes = [f"-I{PROTOS}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+    for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc"):  # beside this Python, whatever the PATH is
+        includes.append(f"--plugin={plugin}={Path(sys.executable).with_name(plugin)}")
     messages_out = [f"--python_out={target}", f"--mypy_out=quiet:{target}"]
     services_out = [f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}"]
     for outputs, names in ((messages_out, sources), (services_out, services)):

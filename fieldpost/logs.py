@@ -17,6 +17,7 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object; whatever was passed as `extra` becomes a key of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -52,7 +52,8 @@ def decode_payload(payload: bytes, encoding: pb.PayloadEncoding.ValueType, expec
             content_size = zstandard.frame_content_size(payload)
             if content_size != expected_bytes:
                 raise InvalidObservationError(
-                    f"expected a Zstandard frame of {expected_bytes} bytes of content, but its header says {content_size}"
+                    f"expected a Zstandard frame with {expected_bytes} bytes of content, "
+                    f"but its header says {content_size}"
                 )
             try:
                 decompressor: zstandard.ZstdDecompressor = _per_thread.decompressor

@@ -15,7 +15,7 @@ class RangeSet:
     Adding and removing a range costs O(log ranges + ranges touched).
     """
 
-    __slots__ = ("_firsts", "_lasts", "_count")
+    __slots__ = ("_count", "_firsts", "_lasts")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._firsts: list[int] = []

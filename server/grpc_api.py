@@ -113,11 +113,14 @@ class PredictionsServicer(predictions_service_pb2_grpc.PredictionsServicer):
             else:
                 after_id = await asyncio.to_thread(self._last_id)
             await context.send_initial_metadata(())  # tells the caller that from here on it misses nothing
+            yield predictions_service_pb2.WatchPredictionsResponse(seen_prediction_id=after_id)
             while True:
                 told = self._predicted.listen()  # before looking: what comes while we look is told again
                 page, after_id = await asyncio.to_thread(self._after, wanted, after_id)
                 if page:
-                    yield predictions_service_pb2.WatchPredictionsResponse(predictions=page)
+                    yield predictions_service_pb2.WatchPredictionsResponse(
+                        predictions=page, seen_prediction_id=after_id
+                    )
                 if len(page) < WATCH_PAGE:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(told, WATCH_LOOK_AGAIN_S)
@@ -163,6 +166,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", message_bytes_max),
                 ("grpc.max_send_message_length", message_bytes_max),
                 ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+                # Clients probe a silent watch every 30 s; gRPC's default takes that for an attack.
+                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
             ]
         )
         ingest_service_pb2_grpc.add_IngestServicer_to_server(IngestServicer(ingest), self._server)

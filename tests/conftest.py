@@ -62,8 +62,12 @@ def start_mosquitto(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen
 
     def start(port: int) -> subprocess.Popen[bytes]:
         config = tmp_path / f"mosquitto-{port}.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\n")
-        broker = subprocess.Popen([str(MOSQUITTO), "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        config.write_text(
+            f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\n"
+        )
+        broker = subprocess.Popen(
+            [str(MOSQUITTO), "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         running.append(broker)
         wait_for_port(port, broker)
         return broker

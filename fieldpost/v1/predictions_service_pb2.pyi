@@ -142,11 +142,14 @@ Global___WatchPredictionsRequest: _TypeAlias = WatchPredictionsRequest  # noqa: 
 
 @_typing.final
 class WatchPredictionsResponse(_message.Message):
-    """Predictions made since the last message."""
+    """Predictions made since the last message. The first message comes at once, and may hold none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    SEEN_PREDICTION_ID_FIELD_NUMBER: _builtins.int
+    seen_prediction_id: _builtins.int
+    """With this message the caller has been told of everything up to this prediction id: where to resume."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Prediction]:
         """The predictions, ascending in prediction_id."""
@@ -155,10 +158,11 @@ class WatchPredictionsResponse(_message.Message):
         self,
         *,
         predictions: _abc.Iterable[_prediction_pb2.Prediction] | None = ...,
+        seen_prediction_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "seen_prediction_id", b"seen_prediction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

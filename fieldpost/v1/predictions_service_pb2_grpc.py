@@ -59,7 +59,8 @@ class PredictionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams predictions as they are made, in the order of prediction_id, each once.
+        """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
+        watch has begun: what is made after that is not missed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class PredictionsStub:
     List: _grpc.UnaryUnaryMultiCallable[_predictions_service_pb2.ListPredictionsRequest, _predictions_service_pb2.ListPredictionsResponse]
     """Lists predictions, ordered by measure time and then by prediction id."""
     Watch: _grpc.UnaryStreamMultiCallable[_predictions_service_pb2.WatchPredictionsRequest, _predictions_service_pb2.WatchPredictionsResponse]
-    """Streams predictions as they are made, in the order of prediction_id, each once."""
+    """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
+    watch has begun: what is made after that is not missed.
+    """
 
 @_typing.type_check_only
 class PredictionsAsyncStub(PredictionsStub):
@@ -46,7 +48,9 @@ class PredictionsAsyncStub(PredictionsStub):
     List: _aio.UnaryUnaryMultiCallable[_predictions_service_pb2.ListPredictionsRequest, _predictions_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """Lists predictions, ordered by measure time and then by prediction id."""
     Watch: _aio.UnaryStreamMultiCallable[_predictions_service_pb2.WatchPredictionsRequest, _predictions_service_pb2.WatchPredictionsResponse]  # type: ignore[assignment]
-    """Streams predictions as they are made, in the order of prediction_id, each once."""
+    """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
+    watch has begun: what is made after that is not missed.
+    """
 
 class PredictionsServicer(metaclass=_abc_1.ABCMeta):
     """Serves predictions."""
@@ -65,6 +69,8 @@ class PredictionsServicer(metaclass=_abc_1.ABCMeta):
         request: _predictions_service_pb2.WatchPredictionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_predictions_service_pb2.WatchPredictionsResponse], _abc.AsyncIterator[_predictions_service_pb2.WatchPredictionsResponse]]:
-        """Streams predictions as they are made, in the order of prediction_id, each once."""
+        """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
+        watch has begun: what is made after that is not missed.
+        """
 
 def add_PredictionsServicer_to_server(servicer: PredictionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

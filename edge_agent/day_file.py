@@ -1,0 +1,247 @@
+"""One day file of the buffer and its index: records appended durably, read back by sequence, damage stepped over.
+
+`<first sequence>-<YYYYMMDD>.obs` holds records in ascending sequence. `.idx` beside it holds the offset of each
+sequence, 8 bytes little-endian. The index is never synced and never trusted: what it says is held against the records,
+and it is written anew where it is wrong. Knows nothing of other day files, receipts or retention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from edge_agent.durable import disk_error, sync_folder
+from edge_agent.records import Record, read_record, scan_records
+from fieldpost.errors import BrokenStateError
+
+NAME_PATTERN = re.compile(r"(\d{12,19})-(\d{4})(\d\d)(\d\d)\.obs")
+NO_RECORD = (1 << 64) - 1
+"""What the index says of a sequence that has no undamaged record."""
+_MAX_HOLE = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DayFileName:
+    """What the name of a day file says."""
+
+    first_sequence: int
+    day: date
+
+    def __str__(self) -> str:
+        return f"{self.first_sequence:012d}-{self.day:%Y%m%d}.obs"
+
+
+def parse_day_file_name(name: str) -> DayFileName | None:
+    """The parts of the name; None where it is not the name of a day file."""
+    match = NAME_PATTERN.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        return DayFileName(int(match[1]), date(int(match[2]), int(match[3]), int(match[4])))
+    except ValueError:
+        return None
+
+
+class DayFile:
+    """An open day file.
+
+    Args:
+        path: The file.
+        is_owned: Whether this process holds the buffer's lock: only then records are appended and the index mended.
+        is_new: Whether to make the file; it must not exist.
+
+    Raises:
+        BrokenStateError: The file cannot be opened.
+        TryAgainError: The disk is full.
+    """
+
+    def __init__(self, path: Path, *, is_owned: bool = False, is_new: bool = False) -> None:
+        name = parse_day_file_name(path.name)
+        if name is None:
+            raise BrokenStateError(f"expected a day file named <sequence>-<YYYYMMDD>.obs, but got {path.name!r}")
+        self.path = path
+        self.name = name
+        self._is_owned = is_owned
+        flags = (os.O_RDWR if is_owned else os.O_RDONLY) | (os.O_CREAT | os.O_EXCL if is_new else 0)
+        try:
+            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o640)
+            if is_new:
+                sync_folder(path.parent)
+        except OSError as error:
+            raise disk_error(error, path) from error
+        self._offsets = array("Q")
+        self._indexed_count = 0
+        self._is_rebuilt = False
+        self.hole_in_tail: int | None = None
+        """The first sequence without a record that was found behind the end of the index."""
+        self.end = 0
+        """Where the last undamaged record ends, in bytes."""
+        self._load()
+
+    def read_all(self, start_sequence: int | None = None) -> Iterator[Record]:
+        """The undamaged records, ascending, from start_sequence on; each is read from disk and checked."""
+        first = max(self.name.first_sequence, start_sequence or 0)
+        for sequence in range(first, self.last_sequence + 1):
+            record = self.read(sequence)
+            if record is not None:
+                yield record
+
+    @property
+    def last_sequence(self) -> int:
+        """The highest sequence in the file; first_sequence - 1 where there is none."""
+        return self.name.first_sequence + len(self._offsets) - 1
+
+    @property
+    def size(self) -> int:
+        """Length of the file in bytes, damage at its end included."""
+        return os.fstat(self._descriptor).st_size
+
+    def append(self, first_sequence: int, records: list[bytes]) -> None:
+        """Writes records of consecutive sequences and returns once the disk has them.
+
+        After an error the file is as long as before and stays usable.
+
+        Raises:
+            TryAgainError: The disk is full.
+            BrokenStateError: The disk refuses for another reason, or the sequence does not follow.
+        """
+        if first_sequence != self.last_sequence + 1:
+            raise BrokenStateError(
+                f"expected sequence {self.last_sequence + 1} in {self.path}, but got {first_sequence}"
+            )
+        try:
+            self._write_at(self.end, b"".join(records))
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            # Tidy only: the next write begins at self.end in any case.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.end)
+            raise disk_error(error, self.path) from error
+        for record in records:
+            self._offsets.append(self.end)
+            self.end += len(record)
+        self._write_index()
+
+    def read(self, sequence: int) -> Record | None:
+        """The record of the sequence; None where the file has none that is undamaged."""
+        record = self._read_indexed(sequence)
+        if record is None and not self._is_rebuilt and self._is_indexed(sequence):
+            self._rebuild()
+            record = self._read_indexed(sequence)
+        return record
+
+    def read_tail(self) -> bytes:
+        """What lies behind the last undamaged record: a write that a power cut tore."""
+        return self._read_at(self.end, max(0, self.size - self.end))
+
+    def cut_tail(self) -> None:
+        """Removes what lies behind the last undamaged record.
+
+        Raises:
+            BrokenStateError: The disk refuses.
+        """
+        try:
+            os.ftruncate(self._descriptor, self.end)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+    def _is_indexed(self, sequence: int) -> bool:
+        """Whether the index names an offset for the sequence."""
+        if not self.name.first_sequence <= sequence <= self.last_sequence:
+            return False
+        return self._offsets[sequence - self.name.first_sequence] != NO_RECORD
+
+    def _read_indexed(self, sequence: int) -> Record | None:
+        if not self._is_indexed(sequence):
+            return None
+        record = read_record(self._read_at, self._offsets[sequence - self.name.first_sequence])
+        return record if record is not None and record.header.sequence == sequence else None
+
+    def _load(self) -> None:
+        """Takes the index as far as it fits, and walks the records behind it."""
+        self._offsets = self._read_index()
+        self._indexed_count = len(self._offsets)
+        last = self._read_indexed(self.last_sequence)
+        if last is None:
+            self._rebuild()
+            return
+        self.end = last.end
+        self._walk(last.end)
+        self._write_index()
+
+    def _rebuild(self) -> None:
+        """Makes the index anew from the records."""
+        self._is_rebuilt = True
+        self._offsets = array("Q")
+        self._indexed_count = self.end = 0
+        self._walk(0)
+        self._write_index(is_new=True)
+
+    def _walk(self, start: int) -> None:
+        for record in scan_records(self._read_at, start):
+            hole = record.header.sequence - self.last_sequence - 1
+            if not 0 <= hole <= _MAX_HOLE:
+                continue
+            if hole and self.hole_in_tail is None:
+                self.hole_in_tail = self.last_sequence + 1
+            self._offsets.extend([NO_RECORD] * hole)
+            self._offsets.append(record.offset)
+            self.end = record.end
+
+    def _read_at(self, offset: int, length: int) -> bytes:
+        """Bytes of the file; a block that the disk cannot read comes as zeros, which no checksum takes for a record."""
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError:
+            return bytes(max(0, min(length, self.size - offset)))
+
+    def _write_at(self, offset: int, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def _read_index(self) -> array[int]:
+        offsets = array("Q")
+        try:
+            content = self.path.with_suffix(".idx").read_bytes()
+        except OSError:
+            return offsets
+        offsets.frombytes(content[: len(content) // 8 * 8])
+        return _swapped(offsets)
+
+    def _write_index(self, *, is_new: bool = False) -> None:
+        """Adds to the index what it lacks. A failure is no loss: the next opening mends it from the records."""
+        if not self._is_owned or (self._indexed_count == len(self._offsets) and not is_new):
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if is_new else 0)
+        lacking = _swapped(self._offsets[self._indexed_count :]).tobytes()
+        try:
+            descriptor = os.open(self.path.with_suffix(".idx"), flags, 0o640)
+            try:
+                written = os.pwrite(descriptor, lacking, 8 * self._indexed_count)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return
+        self._indexed_count += written // 8
+
+
+def _swapped(offsets: array[int]) -> array[int]:
+    """The index is little-endian on disk."""
+    if sys.byteorder == "big":
+        offsets.byteswap()
+    return offsets
