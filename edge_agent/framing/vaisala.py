@@ -14,13 +14,13 @@ messages 2 and 7; the CRC as given there, "CRC-16 of CCITT, inverted".
 
 from __future__ import annotations
 
-import binascii
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from edge_agent.framing.parts import Filler, Framed, Part, Unframed
+from fieldpost.checksum import crc16_vaisala
 
 # A line ends at LF, after EOT, and before SOH: serial noise and a lost line end must not hide the next telegram.
 _LINE_BOUNDARY = re.compile(rb"(?<=\n)|(?=\x01)|(?<=\x04)(?!\r?\n)")
@@ -187,7 +187,7 @@ def cl_checksum(lines: list[bytes]) -> int:
         lines: Header without control characters, then the lines up to the profile, all without line ends.
     """
     covered = lines[0] + b"\x02\r\n" + b"".join(line + b"\r\n" for line in lines[1:]) + b"\x03"
-    return binascii.crc_hqx(covered, 0xFFFF) ^ 0xFFFF
+    return crc16_vaisala(covered)
 
 
 def _ct_fault(bare: list[bytes], header: re.Match[bytes]) -> str:
