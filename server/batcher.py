@@ -123,7 +123,7 @@ class Batcher:
         if done.failure:
             self._split(dispatch, done.failure)
         else:
-            for request, result in zip(dispatch.requests, done.results, strict=True):
+            for request, result in zip(dispatch.requests, done.results(), strict=True):
                 self._answer(request, result)
         self._pump()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fieldpost.payload import decode_payload
 from fieldpost.v1 import observation_pb2 as pb
-from server.analyses import AnalysisInput, AnalysisResult
+from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
 
 
-@dataclass(frozen=True, slots=True)
-class WorkItem:
+class WorkItem(NamedTuple):
     """One observation on its way to a worker, its payload as it was stored."""
 
     payload: bytes
@@ -37,15 +41,77 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultBlock:
+    """The results of one batch that have the same variables, as few large arrays.
+
+    Pickling hundreds of small ones cost a sixth of the batch's computation.
+
+    Attributes:
+        places: Which items of the batch they are of.
+        counts: Samples of each.
+        sample_unix_nanos: (samples of all,), int64.
+        variables: Name and unit of each.
+        values: (variables, samples of all), float32.
+    """
+
+    places: list[int]
+    counts: list[int]
+    sample_unix_nanos: NDArray[np.int64]
+    variables: tuple[tuple[str, str], ...]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
     """The answer to a job.
 
     Attributes:
         job_id: The job's.
-        results: For each item its result, or in words why there is none.
-        failure: What broke the whole batch; then there are no results.
+        blocks: The results.
+        refusals: In words why an item, told by its place, has no result.
+        failure: What broke the whole batch; then there is nothing else.
     """
 
     job_id: int
-    results: list[AnalysisResult | str]
+    blocks: list[ResultBlock] = field(default_factory=list)
+    refusals: dict[int, str] = field(default_factory=dict)
     failure: str = ""
+
+    def results(self) -> list[AnalysisResult | str]:
+        """For each item, in order, its result, or in words why there is none."""
+        found: dict[int, AnalysisResult | str] = dict(self.refusals)
+        for block in self.blocks:
+            start = 0
+            for place, count in zip(block.places, block.counts, strict=True):
+                samples = slice(start, start + count)
+                start += count
+                variables = tuple(
+                    AnalysisVariable(name, unit, values[samples])
+                    for (name, unit), values in zip(block.variables, block.values, strict=True)
+                )
+                found[place] = AnalysisResult(block.sample_unix_nanos[samples], variables)
+        return [found[place] for place in range(len(found))]
+
+
+def pack_results(job_id: int, results: Sequence[AnalysisResult | str]) -> JobDone:
+    """The answer to a job, from the results of its items in order."""
+    refusals = {place: each for place, each in enumerate(results) if isinstance(each, str)}
+    alike: dict[tuple[tuple[str, str], ...], list[tuple[int, AnalysisResult]]] = {}
+    for place, each in enumerate(results):
+        if not isinstance(each, str):
+            names = tuple((variable.name, variable.unit) for variable in each.variables)
+            alike.setdefault(names, []).append((place, each))
+    blocks = [
+        ResultBlock(
+            places=[place for place, _ in members],
+            counts=[len(each.sample_unix_nanos) for _, each in members],
+            sample_unix_nanos=np.concatenate([each.sample_unix_nanos for _, each in members]),
+            variables=names,
+            values=np.array(
+                [np.concatenate([each.variables[i].values for _, each in members]) for i in range(len(names))],
+                dtype=np.float32,
+            ).reshape(len(names), sum(len(each.sample_unix_nanos) for _, each in members)),
+        )
+        for names, members in alike.items()
+    ]
+    return JobDone(job_id, blocks, refusals)

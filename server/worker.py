@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 from fieldpost.errors import InvalidObservationError
 from server.analyses import Analysis, AnalysisInput, AnalysisResult, load_analysis
-from server.jobs import Job, JobDone, WorkItem
+from server.jobs import Job, JobDone, WorkItem, pack_results
 
 
 def run_worker(connection: Connection, threads: int) -> None:
@@ -47,9 +47,9 @@ def _answer(job: Job, loaded: dict[tuple[str, int], Analysis]) -> JobDone:
         key = (job.analysis, job.version)
         if key not in loaded:
             loaded[key] = load_analysis(job.analysis, job.version)
-        return JobDone(job.job_id, predict_items(loaded[key], job.items))
+        return pack_results(job.job_id, predict_items(loaded[key], job.items))
     except Exception as error:
-        return JobDone(job.job_id, [], _in_words(error))
+        return JobDone(job.job_id, failure=_in_words(error))
 
 
 def predict_items(analysis: Analysis, items: list[WorkItem]) -> list[AnalysisResult | str]:

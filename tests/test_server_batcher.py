@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import time
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ import pytest
 from fieldpost.errors import TryAgainError
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
-from server.analyses import AnalysisCard, AnalysisInput, AnalysisResult, find_analyses
+from server.analyses import AnalysisCard, AnalysisInput, AnalysisResult, AnalysisVariable, find_analyses
 from server.batcher import Batcher, PredictionFailedError
-from server.jobs import Job, JobDone, WorkItem
+from server.jobs import Job, JobDone, WorkItem, pack_results
 from server.worker import predict_items
 from server.workers import LocalWorker, WorkerEvents
 
@@ -59,9 +60,9 @@ class InProcessWorker:
             self.events.on_lost([job])
             return
         try:
-            self.events.on_done(JobDone(job.job_id, predict_items(LengthAnalysis(), job.items)))
+            self.events.on_done(pack_results(job.job_id, predict_items(LengthAnalysis(), job.items)))
         except ZeroDivisionError as error:
-            self.events.on_done(JobDone(job.job_id, [], str(error)))
+            self.events.on_done(JobDone(job.job_id, failure=str(error)))
 
     def close(self) -> None:
         self.is_busy = True
@@ -119,6 +120,24 @@ def test_a_damaged_payload_is_an_answer_of_its_own() -> None:
             await bad
 
     asyncio.run(scenario())
+
+
+def test_results_of_different_shapes_and_refusals_survive_the_packing_in_order() -> None:
+    def result(count: int, *names: str) -> AnalysisResult:
+        variables = (AnalysisVariable(name, "m", np.arange(count, dtype=np.float32) + len(name)) for name in names)
+        return AnalysisResult(np.arange(count, dtype=np.int64) * 7, tuple(variables))
+
+    results = [result(1, "a", "bb"), "no", result(3, "a", "bb"), result(2), result(0, "a", "bb"), result(2, "ccc")]
+    unpacked = pickle.loads(pickle.dumps(pack_results(5, results))).results()
+    assert len(unpacked) == len(results)
+    for before, after in zip(results, unpacked, strict=True):
+        if isinstance(before, str):
+            assert after == before
+            continue
+        assert after.sample_unix_nanos.tolist() == before.sample_unix_nanos.tolist()
+        assert [(v.name, v.unit, v.values.tolist()) for v in after.variables] == [
+            (v.name, v.unit, v.values.tolist()) for v in before.variables
+        ]
 
 
 def test_what_waits_past_its_deadline_is_told_so_and_never_computed() -> None:

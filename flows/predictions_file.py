@@ -1,0 +1,171 @@
+"""The predictions of one model version on a day as a CF-NetCDF file: a time series at one place.
+
+One row is one sample; a prediction without samples (it failed, and says why) has one row in which every value is
+missing, so that nothing of the store is left out. How the file describes itself stands in cf.py. Knows no bag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
+from fieldpost.names import NAME_PATTERN
+from fieldpost.v1 import prediction_pb2
+from flows.cf import create_header, file_variable
+from flows.day import Contents, Series, row_instants
+from server.bags import DayPrediction, InstrumentDay
+
+PAGE_PREDICTIONS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Some rows, as they stand in the file.
+
+    Attributes:
+        values: By variable of the file, each (rows,).
+        failures: Why a row has no values; empty where it has.
+    """
+
+    values: dict[str, NDArray[np.generic]]
+    failures: list[str]
+
+
+def file_name(series: Series) -> str:
+    """For example "predictions-boundary-layer-height-v1.nc".
+
+    Raises:
+        InvalidRequestError: The analysis has a name that cannot be part of a file's name.
+    """
+    analysis = series.model.analysis
+    if not NAME_PATTERN.fullmatch(analysis):
+        raise InvalidRequestError(
+            f"expected an analysis name of a-z, 0-9 and '-', but got {analysis!r}", hint="rename the analysis"
+        )
+    return f"predictions-{analysis}-v{series.model.version}.nc"
+
+
+def write_predictions(
+    path: Path,
+    day: InstrumentDay,
+    contents: Contents,
+    series: Series,
+    predictions: Iterable[DayPrediction],
+    *,
+    history: str,
+) -> None:
+    """Writes the file.
+
+    Args:
+        path: Where to.
+        day: Which day of which instrument.
+        contents: What the day holds.
+        series: What the model version said, in numbers.
+        predictions: Its predictions, in the order of their observations.
+        history: The file's first line of history.
+
+    Raises:
+        TryAgainError: The disk refuses.
+    """
+    with _in_our_words(path, TryAgainError), netCDF4.Dataset(path, "x", format="NETCDF4") as file:
+        create_header(file, day, contents, series, history)
+        start = 0
+        for columns in read_columns(day, contents, series, predictions):
+            stop = start + len(columns.failures)
+            for name, values in columns.values.items():
+                file[name][start:stop] = values
+            if series.failure_count:
+                file["failure"][start:stop] = np.array(columns.failures, dtype=object)
+            start = stop
+
+
+def verify_predictions(
+    path: Path, day: InstrumentDay, contents: Contents, series: Series, predictions: Iterable[DayPrediction]
+) -> int:
+    """Reads the file again and compares every value with the store.
+
+    Returns:
+        How many rows were compared.
+
+    Raises:
+        BrokenStateError: The file differs from the store; the message says where.
+    """
+    start = 0
+    with _in_our_words(path, BrokenStateError), netCDF4.Dataset(path) as file:
+        file.set_auto_mask(False)
+        for columns in read_columns(day, contents, series, predictions):
+            stop = start + len(columns.failures)
+            for name, values in columns.values.items():
+                if not np.array_equal(file[name][start:stop], values, equal_nan=values.dtype.kind == "f"):
+                    raise BrokenStateError(f"expected rows {start} to {stop} of {name} as stored, but {path} differs")
+            if series.failure_count and list(file["failure"][start:stop]) != columns.failures:
+                raise BrokenStateError(f"expected rows {start} to {stop} of failure as stored, but {path} differs")
+            start = stop
+    if start != series.row_count:
+        raise BrokenStateError(f"expected {series.row_count} rows in {path}, but compared {start}")
+    return start
+
+
+def read_columns(
+    day: InstrumentDay, contents: Contents, series: Series, predictions: Iterable[DayPrediction]
+) -> Iterator[Columns]:
+    """The predictions as the columns of the file, some at a time."""
+    remaining = iter(predictions)
+    while page := list(islice(remaining, PAGE_PREDICTIONS)):
+        yield _to_columns(day, contents.epochs, series, page)
+
+
+def _to_columns(day: InstrumentDay, epochs: Sequence[str], series: Series, page: Sequence[DayPrediction]) -> Columns:
+    parsed = [prediction_pb2.Prediction.FromString(row.content) for row in page]
+    instants = [row_instants(row, prediction) for row, prediction in zip(page, parsed, strict=True)]
+    row_counts = [len(each) for each in instants]
+    values: dict[str, NDArray[np.generic]] = {
+        "time": seconds_of_day(day.first_unix_nanos, [instant for each in instants for instant in each]),
+        "epoch": np.repeat(np.array([epochs.index(row.epoch) for row in page], np.int32), row_counts),
+        "sequence": np.repeat(np.array([row.sequence for row in page], np.int64), row_counts),
+        "predict_time": np.repeat(
+            seconds_of_day(day.first_unix_nanos, [row.predict_unix_nanos for row in page]), row_counts
+        ),
+    }
+    for name in series.units:
+        values[file_variable(name)] = np.concatenate(
+            [_values(name, prediction, count) for prediction, count in zip(parsed, row_counts, strict=True)]
+        )
+    failures = [prediction.failure for prediction, count in zip(parsed, row_counts, strict=True) for _ in range(count)]
+    return Columns(values, failures)
+
+
+def _values(name: str, prediction: prediction_pb2.Prediction, row_count: int) -> NDArray[np.float32]:
+    """A variable of a prediction, (row_count,); NaN where the prediction does not have it."""
+    for variable in prediction.variables:
+        if variable.name == name:
+            if len(variable.values) != row_count:
+                raise BrokenStateError(
+                    f"expected {row_count} values of {name}, one a sample, but got {len(variable.values)}",
+                    hint="delete the prediction of this observation, so that it is made again",
+                )
+            return np.array(variable.values, np.float32)
+    return np.full(row_count, np.nan, np.float32)
+
+
+def seconds_of_day(first_unix_nanos: int, unix_nanos: Sequence[int]) -> NDArray[np.float64]:
+    """Seconds since the day began, float64: within a day they hold every nanosecond exactly enough to give it back."""
+    return (np.array(unix_nanos, np.int64) - first_unix_nanos) / 1e9
+
+
+@contextmanager
+def _in_our_words(path: Path, kind: type[TryAgainError | BrokenStateError]) -> Iterator[None]:
+    """The NetCDF library says RuntimeError for whatever the disk refuses, and for whatever it cannot read."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = f"the file {path} could not be written or read: {error}"
+        raise kind(message, hint="check the disk and its free space") from error
