@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fieldpost.errors import InvalidObservationError
 from fieldpost.names import check_epoch, check_name
-from fieldpost.payload import decode_checked
+from fieldpost.payload import check_payloads
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
@@ -54,6 +54,7 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
     first = bundle.observations[0].header
     station, epoch = check_name("station", first.station), check_epoch(first.epoch)
     checked = CheckedBundle(station, epoch, [], [])
+    plausible = []
     for observation in bundle.observations:
         header = observation.header
         if header.station != station or header.epoch != epoch:
@@ -62,31 +63,34 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
                 f"but sequence {header.sequence} is of ({header.station[:80]}, {header.epoch[:80]})",
                 hint="send one bundle a station",
             )
-        rejection = _check_observation(observation, payload_bytes_max)
+        rejection = _check_header(header, len(observation.payload), payload_bytes_max)
         if rejection is None:
-            checked.sound.append(observation)
+            plausible.append(observation)
         else:
             checked.rejections.append((header.instrument[:63], rejection))
+    for observation, error in zip(plausible, check_payloads(plausible), strict=True):
+        if error is None:
+            checked.sound.append(observation)
+        else:
+            rejection = reject(observation.header, receipt_pb2.REJECTION_REASON_CHECKSUM_MISMATCH, str(error))
+            checked.rejections.append((observation.header.instrument, rejection))
     return checked
 
 
-def _check_observation(observation: pb.Observation, payload_bytes_max: int) -> receipt_pb2.Rejection | None:
-    header = observation.header
+def _check_header(
+    header: pb.ObservationHeader, stored_bytes: int, payload_bytes_max: int
+) -> receipt_pb2.Rejection | None:
     if not 1 <= header.sequence <= SEQUENCE_MAX:
         return reject(
             header, receipt_pb2.REJECTION_REASON_INVALID, "expected a sequence from 1 upward, but got this one"
         )
-    if not 0 <= header.payload_bytes <= payload_bytes_max or len(observation.payload) > payload_bytes_max:
+    if not 0 <= header.payload_bytes <= payload_bytes_max or stored_bytes > payload_bytes_max:
         detail = f"expected a payload of at most {payload_bytes_max} bytes, but got {header.payload_bytes}"
         return reject(header, receipt_pb2.REJECTION_REASON_TOO_LARGE, detail)
     try:
         check_name("instrument", header.instrument)
     except InvalidObservationError as error:
         return reject(header, receipt_pb2.REJECTION_REASON_INVALID, str(error))
-    try:
-        decode_checked(observation)
-    except InvalidObservationError as error:
-        return reject(header, receipt_pb2.REJECTION_REASON_CHECKSUM_MISMATCH, str(error))
     return None
 
 

@@ -7,12 +7,14 @@ it has written.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Table, case, func, insert, or_, select, update
+from sqlalchemy import Connection, Dialect, Table, bindparam, case, func, insert, select, update
 
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
@@ -60,6 +62,22 @@ _COLUMNS = (
     "stored_bytes",
 )
 
+# Built once: building a statement costs more than running it.
+_HELD = select(observations.c.sequence, observations.c.sha256).where(
+    observations.c.epoch_id == bindparam("epoch_id"),
+    observations.c.sequence.in_(bindparam("sequences", expanding=True)),
+)
+_LAST = instruments.c.last_measure_unix_nanos
+_COUNT = (
+    update(instruments)
+    .where(instruments.c.id == bindparam("counted_id"))
+    .values(
+        observation_count=instruments.c.observation_count + bindparam("count"),
+        # The newer of the two; where nothing was measured before, the new one.
+        last_measure_unix_nanos=case((bindparam("newest") < _LAST, _LAST), else_=bindparam("newest")),
+    )
+)
+
 
 class Ledger:
     """Writes bundles; remembers the row ids of names between transactions."""
@@ -87,11 +105,11 @@ class Ledger:
         self, connection: Connection, bundle: CheckedBundle, new: list[_New], in_group: dict[tuple[int, int], bytes]
     ) -> BundleOutcome:
         """Sorts a bundle's observations into new (added to `new` and `in_group`), held and refused."""
-        counts: dict[str, InstrumentCounts] = {}
+        counts: dict[str, InstrumentCounts] = defaultdict(InstrumentCounts)
         rejections = []
         for instrument, rejection in bundle.rejections:
             rejections.append(rejection)
-            counts.setdefault(instrument, InstrumentCounts()).rejected += 1
+            counts[instrument].rejected += 1
         epoch_id = self._epoch_id(connection, bundle)
         before = self._held(connection, epoch_id, bundle)
         held = RangeSet()
@@ -102,46 +120,36 @@ class Ledger:
             instrument_id = self._instrument_id(connection, bundle.station, instrument)
             held_sha256 = in_group.get((epoch_id, sequence)) or before.get(sequence) if epoch_id is not None else None
             judgement = judge(header, is_registered=instrument_id is not None, held_sha256=held_sha256)
-            count = counts.get(instrument) or counts.setdefault(instrument, InstrumentCounts())
             if judgement.rejection is not None:
                 rejections.append(judgement.rejection)
-                count.rejected += 1
+                counts[instrument].rejected += 1
                 continue
             held.add(sequence)
             if judgement.is_new:
                 assert epoch_id is not None and instrument_id is not None  # registered: both exist
                 new.append(_New(observation, epoch_id, instrument_id))
                 in_group[epoch_id, sequence] = header.sha256
-                count.stored += 1
+                counts[instrument].stored += 1
             else:
                 duplicate_count += 1
-                count.duplicates += 1
+                counts[instrument].duplicates += 1
         return BundleOutcome(write_receipt(bundle, held, rejections, duplicate_count), counts)
 
     def _insert(self, connection: Connection, new: list[_New]) -> None:
-        places = self._segments.append([each.observation.SerializeToString() for each in new])
+        records = [each.observation.SerializeToString() for each in new]
+        segment, offsets = self._segments.append(records)
+        segment_id = self._segment_id(connection, segment)
         rows = []
-        for each, place in zip(new, places, strict=True):
-            header = each.observation.header
+        for (observation, epoch_id, instrument_id), record, offset in zip(new, records, offsets, strict=True):
+            header = observation.header
+            sequence = header.sequence
             capture = _nanos(header.capture_clock.wall_time) or time.time_ns()
             measure = _nanos(header.measure_time) if header.HasField("measure_time") else capture
-            segment_id = self._segment_id(connection, place.segment)
-            rows.append(
-                (
-                    each.epoch_id,
-                    header.sequence,
-                    each.instrument_id,
-                    measure,
-                    capture,
-                    header.payload_bytes,
-                    header.sha256,
-                    segment_id,
-                    place.offset,
-                    place.length,
-                )
-            )
-            self._last_sequences[each.epoch_id] = max(header.sequence, self._last_sequences.get(each.epoch_id, 0))
-        _insert_rows(connection, observations, _COLUMNS, rows)
+            facts = (measure, capture, header.payload_bytes, header.sha256)
+            rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record)))
+            if sequence > self._last_sequences.get(epoch_id, 0):
+                self._last_sequences[epoch_id] = sequence
+        _insert_rows(connection, rows)
         self._count(connection, rows)
 
     def _count(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -149,14 +157,9 @@ class Ledger:
         measured: dict[int, list[int]] = {}
         for _, _, instrument_id, measure, *_ in rows:
             measured.setdefault(instrument_id, []).append(measure)
-        for instrument_id, instants in measured.items():
-            newest = max(instants)
-            last = instruments.c.last_measure_unix_nanos
-            counts = {
-                "observation_count": instruments.c.observation_count + len(instants),
-                "last_measure_unix_nanos": case((or_(last.is_(None), last < newest), newest), else_=last),
-            }
-            connection.execute(update(instruments).where(instruments.c.id == instrument_id).values(**counts))
+        connection.execute(
+            _COUNT, [{"counted_id": each, "count": len(at), "newest": max(at)} for each, at in measured.items()]
+        )
 
     def _held(self, connection: Connection, epoch_id: int | None, bundle: CheckedBundle) -> dict[int, bytes]:
         """SHA-256 by sequence, of those of the bundle's sequences that were held before this group."""
@@ -168,10 +171,8 @@ class Ledger:
             self._last_sequences[epoch_id] = connection.scalar(query) or 0
         if min(sequences) > self._last_sequences[epoch_id]:
             return {}  # a station that counts upward: by far the commonest bundle asks nothing of the database
-        query = select(observations.c.sequence, observations.c.sha256).where(
-            observations.c.epoch_id == epoch_id, observations.c.sequence.in_(sequences)
-        )
-        return {row.sequence: row.sha256 for row in connection.execute(query)}
+        rows = connection.execute(_HELD, {"epoch_id": epoch_id, "sequences": sequences})
+        return {row.sequence: row.sha256 for row in rows}
 
     def _epoch_id(self, connection: Connection, bundle: CheckedBundle) -> int | None:
         """The epoch's row, made where it is missing; None where the station is not registered."""
@@ -209,15 +210,17 @@ def _find_or_insert(connection: Connection, table: Table, **values: object) -> i
     return int(found)
 
 
-def _insert_rows(
-    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]
-) -> None:
-    """Inserts rows given as tuples, past SQLAlchemy's own way where the driver takes them so: half the cost."""
+def _insert_rows(connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+    """Inserts observations, past SQLAlchemy's own way where the driver takes plain tuples: half the cost."""
     if connection.dialect.positional:
-        statement = insert(table).inline().values(dict.fromkeys(columns)).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(str(statement), list(rows))
+        connection.exec_driver_sql(_insert_text(connection.dialect), rows)
     else:
-        connection.execute(insert(table), [dict(zip(columns, row, strict=True)) for row in rows])
+        connection.execute(insert(observations), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+
+
+@cache
+def _insert_text(dialect: Dialect) -> str:
+    return str(insert(observations).inline().values(dict.fromkeys(_COLUMNS)).compile(dialect=dialect))
 
 
 def _nanos(instant: Timestamp) -> int:

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -40,26 +41,26 @@ class SegmentWriter:
         self._end = 0
         self._is_dirty = False
 
-    def append(self, records: Sequence[bytes]) -> list[Place]:
+    def append(self, records: Sequence[bytes]) -> tuple[str, list[int]]:
         """Writes the records; they are durable only after sync().
+
+        Returns:
+            The segment's name, and the offset of each record in it.
 
         Raises:
             OSError: The disk refuses. What was written of the group is abandoned with its segment.
         """
         if self._file < 0 or self._end >= SEGMENT_BYTES_MAX:
             self._start_segment()
-        places, offset = [], self._end
-        for record in records:
-            places.append(Place(self._name, offset, len(record)))
-            offset += len(record)
+        *offsets, end = accumulate(map(len, records), initial=self._end)
         try:
             _write_all(self._file, b"".join(records))
         except OSError:
             self.close()
             raise
-        self._end = offset
+        self._end = end
         self._is_dirty = True
-        return places
+        return self._name, offsets
 
     def sync(self) -> None:
         """Returns once everything appended is on the disk."""

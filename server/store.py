@@ -41,6 +41,7 @@ class Store:
     def __init__(self, database_url: str, segments_folder: Path) -> None:
         self._engine = open_engine(database_url)
         migrate(self._engine)
+        self._writing = self._connect_writer()
         self.segments = SegmentWriter(segments_folder)
         self._reader = SegmentReader(segments_folder)
         self.read_segment = self._reader.read
@@ -71,6 +72,7 @@ class Store:
         self._writer.join()
         self.segments.close()
         self._reader.close()
+        self._writing.close()
         self._engine.dispose()
 
     def _write_groups(self) -> None:
@@ -94,14 +96,14 @@ class Store:
         """Runs and commits the group; tells each of its futures how it went."""
         outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
-            with self._engine.connect() as connection:
-                connection = connection.execution_options(sqlite_begin="BEGIN IMMEDIATE")
-                with connection.begin():
-                    for operation, future in group:
-                        outcomes.append((future, *_run_alone(connection, operation)))
-                    self.segments.sync()
+            with self._writing.begin():
+                for operation, future in group:
+                    outcomes.append((future, *_run_alone(self._writing, operation, is_only=len(group) == 1)))
+                self.segments.sync()
         except (SQLAlchemyError, OSError) as error:
             logger.error("write refused", extra={"group_count": len(group), "error": str(error)})
+            self._writing.close()
+            self._writing = self._connect_writer()
             refusal = TryAgainError(f"the store could not write: {error}", hint="check the disk and the database")
             refusal.__cause__ = error
             for _, future in group:
@@ -113,18 +115,30 @@ class Store:
             else:
                 future.set_exception(own_error)
 
+    def _connect_writer(self) -> Connection:
+        # A writer takes the lock at once: one that first reads and then writes could be refused half-way.
+        return self._engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
-def _run_alone(connection: Connection, operation: Callable[[Connection], Any]) -> tuple[Any, Exception | None]:
+
+def _run_alone(
+    connection: Connection, operation: Callable[[Connection], T], *, is_only: bool
+) -> tuple[T | None, Exception | None]:
     """Runs one operation so that its own refusal undoes it, and nothing else of the group."""
+    transaction = connection.get_transaction() if is_only else connection.begin_nested()
+    assert transaction is not None  # the group's
     try:
-        with connection.begin_nested():
-            return operation(connection), None
+        result = operation(connection)
     except (IntegrityError, DataError) as error:
+        transaction.rollback()
         return None, error
     except (SQLAlchemyError, OSError):
         raise  # the disk or the database: the whole group waits for better times
     except Exception as error:
+        transaction.rollback()
         return None, error
+    if not is_only:
+        transaction.commit()
+    return result, None
 
 
 def open_engine(database_url: str) -> Engine:
@@ -145,7 +159,6 @@ def open_engine(database_url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A writer takes the lock at once: one that first reads and then writes could be refused half-way.
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
     return engine

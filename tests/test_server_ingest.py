@@ -170,12 +170,12 @@ def test_a_missing_or_cut_segment_is_named() -> None:
 
 def test_a_cut_segment_is_named_with_what_was_expected(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path)
-    (place,) = writer.append([b"0123456789"])
+    name, (offset,) = writer.append([b"0123456789"])
     writer.sync()
     writer.close()
-    (tmp_path / place.segment).write_bytes(b"01234")
+    (tmp_path / name).write_bytes(b"01234")
     with pytest.raises(BrokenStateError, match=r"expected 10 bytes.*got 5"):
-        SegmentReader(tmp_path).read(place)
+        SegmentReader(tmp_path).read(Place(name, offset, 10))
 
 
 def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: Path) -> None:
