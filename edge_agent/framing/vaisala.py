@@ -51,7 +51,7 @@ class _Stamp:
 def looks_like_vaisala(content: bytes) -> bool:
     """Whether a header line of a CL31, CL51 or CT25K telegram, or a logger's file header, is among the first lines."""
     head = content[:65536]
-    lines = _LINE_BOUNDARY.split(head)[:64]
+    lines = list(_split_lines(head))[:64]
     return any(_header_of(line) is not None or line.startswith(b"-Ceilometer Logfile") for line in lines)
 
 
@@ -61,7 +61,7 @@ def frame_vaisala(content: bytes) -> list[Part]:
     Returns:
         Parts whose raw bytes, put together, are the content.
     """
-    lines = [line for line in _LINE_BOUNDARY.split(content) if line]
+    lines = list(_split_lines(content))
     parts = _join_unexplained(list(_walk(lines)))
     has_time_lines = any(isinstance(part, Framed) and part.measure_unix_s is not None for part in parts)
     if has_time_lines:
@@ -69,6 +69,16 @@ def frame_vaisala(content: bytes) -> list[Part]:
     if content and not any(isinstance(part, Framed | Unframed) for part in parts):
         return [Unframed(content, f"expected at least one telegram, but got {len(lines)} lines of file header only")]
     return parts
+
+
+def _split_lines(content: bytes) -> Iterator[bytes]:
+    """The lines with their ends. Only those with a control character are looked at twice: the rest is most of it."""
+    *whole, last = content.split(b"\n")
+    for line in (*(each + b"\n" for each in whole), last):
+        if b"\x01" in line or b"\x04" in line:
+            yield from filter(None, _LINE_BOUNDARY.split(line))
+        elif line:
+            yield line
 
 
 def _walk(lines: list[bytes]) -> Iterator[Part]:
@@ -102,7 +112,7 @@ def _bare(line: bytes) -> bytes:
 
 def _to_stamp(text: bytes) -> _Stamp:
     try:
-        instant = datetime.strptime(text.decode("ascii"), "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        instant = datetime.fromisoformat(text.decode("ascii")).replace(tzinfo=UTC)
     except ValueError:
         return _Stamp(None, text)
     return _Stamp(int(instant.timestamp()), text)
