@@ -4,7 +4,8 @@
 
 An observation is a CL51 telegram of 8 KB, simulated, with noise: it compresses as a real one does. Through MQTT: a
 real agent replays recorded files (framing, CRC, compression, buffer with fdatasync, uplink), a real broker, a real
-server without workers. Through gRPC: bundles of 64 sent on one stream. CPU is user and system time of the whole
+server without workers. Through gRPC: bundles of 64 sent on one stream; once more with 8 KB of noise each, which travels
+as it is. CPU is user and system time of the whole
 process, start-up left out where it could be (the server and the broker are warm; the agent's start-up is measured by a
 run over one telegram and taken off).
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import random
 import shutil
 import socket
 import sqlite3
@@ -86,7 +88,7 @@ class Processes:
         self.broker = self._start_broker(broker)
         stations = "".join(
             f'[[stations]]\nname = "{name}"\n[[stations.instruments]]\nname = "cl51"\ninstrument_model = "cl51"\n'
-            for name in ("bench-mqtt", *(f"bench-grpc-{i}" for i in range(ROUNDS + 1)))
+            for name in ("bench-mqtt", *(f"bench-grpc-{i}" for i in range(2 * ROUNDS + 1)))
         )
         (folder / "stations.toml").write_text(stations)
         arguments = ["--data-folder", str(folder / "data"), "--workers", "0"]
@@ -225,13 +227,11 @@ def measure_mqtt(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]
     }
 
 
-def measure_grpc(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]:
-    """On one stream, in rounds that alternate with the floors."""
+def measure_grpc(processes: Processes, telegrams: list[bytes], first_station: int) -> dict[str, Any]:
+    """On one stream, in rounds that alternate with the floors; each round is a station of its own."""
     address = f"127.0.0.1:{processes.grpc_port}"
-    warm = make_bundles(telegrams[: 4 * BUNDLE], f"bench-grpc-{ROUNDS}", "f" * 32)
-    send_over_grpc(address, warm, 4 * BUNDLE)
     rates, echoes, appends, cpu_s = [], [], [], []
-    for i in range(ROUNDS):
+    for i in range(first_station, first_station + ROUNDS):
         bundles = make_bundles(telegrams, f"bench-grpc-{i}", f"{i:032x}")
         echoes.append(grpc_echo(bundles, len(telegrams)))
         (processes.folder / f"floor-{i}").mkdir()
@@ -255,13 +255,13 @@ def measure_grpc(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]
     }
 
 
-def count_losses(processes: Processes, telegrams: list[bytes]) -> tuple[int, int]:
+def count_losses(processes: Processes, telegrams: list[bytes], noise: list[bytes]) -> tuple[int, int]:
     """How many of what was sent the server does not hold, byte for byte; how many it holds more than once."""
     held: dict[str, Counter[bytes]] = {}
     for station, _, _, sha256 in processes.held():
         held.setdefault(station, Counter())[sha256] += 1
-    sent = Counter(hashlib.sha256(each).digest() for each in telegrams)
-    expected = {f"bench-grpc-{i}": sent for i in range(ROUNDS)}
+    sent, sent_noise = (Counter(hashlib.sha256(each).digest() for each in contents) for contents in (telegrams, noise))
+    expected = {f"bench-grpc-{i}": sent if i < ROUNDS else sent_noise for i in range(2 * ROUNDS)}
     expected["bench-mqtt"] = sent + Counter([hashlib.sha256(telegrams[0]).digest()])  # the run over one
     lost = sum((expected[station] - held.get(station, Counter())).total() for station in expected)
     extra = sum((held.get(station, Counter()) - expected[station]).total() for station in expected)
@@ -276,10 +276,15 @@ def main() -> None:
     parser.add_argument("--broker", choices=["mosquitto", "embedded"], default="mosquitto")
     options = parser.parse_args()
     telegrams = make_telegrams(options.observations)
+    noise = [random.Random(i).randbytes(8192) for i in range(options.observations)]
     with running(options.broker) as processes:
-        grpc_figures = measure_grpc(processes, telegrams)
+        address = f"127.0.0.1:{processes.grpc_port}"
+        warm = make_bundles(telegrams[: 4 * BUNDLE], f"bench-grpc-{2 * ROUNDS}", "f" * 32)
+        send_over_grpc(address, warm, 4 * BUNDLE)
+        grpc_figures = measure_grpc(processes, telegrams, 0)
+        noise_figures = measure_grpc(processes, noise, ROUNDS)
         mqtt_figures = measure_mqtt(processes, telegrams)
-        lost, duplicates = count_losses(processes, telegrams)
+        lost, duplicates = count_losses(processes, telegrams, noise)
     size = sum(map(len, telegrams)) / len(telegrams)
     packed = sum(len(encode_payload(each)[0]) for each in telegrams[:256]) / len(telegrams[:256])
     result = {
@@ -289,6 +294,7 @@ def main() -> None:
         "broker": options.broker,
         "mqtt": mqtt_figures,
         "grpc": grpc_figures,
+        "grpc_incompressible": noise_figures,
         "lost": lost,
         "duplicates_stored": duplicates,
     }

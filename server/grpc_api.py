@@ -32,8 +32,9 @@ from server.store import Store
 
 logger = logging.getLogger(__name__)
 
-BUNDLES_MAX = 16
-"""Bundles of one caller between arrival and receipt; beyond them it is not read from."""
+BUNDLES_MAX = 48
+"""Bundles of one caller between arrival and receipt; beyond them it is not read from. Several commits' worth: with one
+commit's, nobody reads or checks while it is written (measured: 25,000 observations a second instead of 30,000)."""
 WATCH_PAGE = 1000
 WATCH_LOOK_AGAIN_S = 10.0
 

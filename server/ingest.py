@@ -23,7 +23,7 @@ from server.store import Store
 
 logger = logging.getLogger(__name__)
 
-GROUP_OBSERVATIONS_MAX = 1024
+GROUP_OBSERVATIONS_MAX = 512
 """Above this a commit is long enough that waiting for more costs latency and saves nothing."""
 QUEUED_BUNDLES_MAX = 256
 COMMITS_MAX = 2
