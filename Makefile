@@ -45,7 +45,7 @@ bench: $(READY) mosquitto ## all benchmarks
 	@for name in delivery inference decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 chaos: $(READY) mosquitto ## two minutes of kill -9 under load, on each broker
-	@$(BIN)/python -m tests.chaos.campaign --seconds 120
+	@PYTHONPATH=tests $(BIN)/python -m chaos.campaign --seconds 120
 
 mosquitto:
 	@sh deploy/mosquitto/install.sh

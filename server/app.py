@@ -77,7 +77,8 @@ def _start_gateways(
     for url in urls:
         if url.is_embedded:
             parts.callback(EmbeddedBroker(url.host, url.port).close)
-        parts.callback(Gateway(url, client_id, ingest, store, refused).close)
+        gateway = Gateway(url, client_id, ingest, store, refused, message_bytes_max=settings.message_bytes_max)
+        parts.callback(gateway.close)
 
 
 async def _start_predicting(

@@ -62,7 +62,17 @@ class _Answered:
 class Gateway:
     """One connection to one broker, kept up for as long as the server runs."""
 
-    def __init__(self, url: BrokerUrl, client_id: str, ingest: Ingest, store: Store, refused: RefusedMessages) -> None:
+    def __init__(
+        self,
+        url: BrokerUrl,
+        client_id: str,
+        ingest: Ingest,
+        store: Store,
+        refused: RefusedMessages,
+        *,
+        message_bytes_max: int,
+    ) -> None:
+        self._message_bytes_max = message_bytes_max
         self._ingest = ingest
         self._store = store
         self._refused = refused
@@ -134,18 +144,22 @@ class Gateway:
 
     def _take(self, arrived: _Arrived) -> None:
         self._unacknowledged[arrived.generation, arrived.message_id] = False
-        parsed = parse_up_topic(arrived.topic)
-        station, kind = parsed or ("", "")
+        station, kind = parse_up_topic(arrived.topic) or ("", "")
+        reason = ""
         try:
-            if kind == "observations":
+            if len(arrived.content) > self._message_bytes_max:
+                reason = f"expected at most {self._message_bytes_max} bytes, but got {len(arrived.content)}"
+            elif kind == "observations":
                 self._take_bundle(arrived, station, pb.Bundle.FromString(arrived.content))
                 return
-            if kind == "status":
+            elif kind == "status":
                 self._take_status(station, station_pb2.StationStatus.FromString(arrived.content))
-            elif kind != "results":
-                self._refused.keep(arrived.topic, arrived.content, "expected a topic of a station with a valid name")
+            elif not kind:
+                reason = "expected the topic of a station with a valid name"
         except DecodeError as error:
-            self._refused.keep(arrived.topic, arrived.content, f"expected a fieldpost.v1 message, but got: {error}")
+            reason = f"expected a fieldpost.v1 message, but got: {error}"
+        if reason:
+            self._refused.keep(arrived.topic, arrived.content, reason)
         self._answer(_Answered(arrived, station, None))
 
     def _take_bundle(self, arrived: _Arrived, station: str, bundle: pb.Bundle) -> None:

@@ -24,7 +24,7 @@ from server.store import Store
 logger = logging.getLogger(__name__)
 
 GROUP_OBSERVATIONS_MAX = 512
-"""Above this a commit is long enough that waiting for more costs latency and saves nothing."""
+"""Above this a commit is long enough: a larger one costs latency and saves nothing."""
 QUEUED_BUNDLES_MAX = 256
 COMMITS_MAX = 2
 """One commit may wait for the disk while the next one's checksums are computed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_every_example_of_the_sdk_page_runs(
     assert "atmosphere_boundary_layer_thickness (m)" in printed and "812.0" in printed
     assert "1 held, 0 of them before" in printed
     assert "(3, 1)" in printed
+
+
+def test_the_example_of_the_readme_runs(server: RecordingServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.add_prediction(
+        make_prediction([datetime.now(UTC)], {("atmosphere_boundary_layer_thickness", "m"): [640.0]}, station="payerne")
+    )
+    (block,) = PYTHON_BLOCK.findall((ROOT / "README.md").read_text())
+    exec(compile(block.replace(ADDRESS, repr(server.address)), "README.md", "exec"), {})
+    assert "640.0 m above ground" in capsys.readouterr().out
 
 
 def test_the_documents_are_as_the_code_makes_them() -> None:

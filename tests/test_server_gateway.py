@@ -28,6 +28,7 @@ from server.store import Store
 from server.tables import observations, stations
 
 TIMEOUT_S = 15.0
+MESSAGE_BYTES_MAX = 1 << 20
 
 
 class Station:
@@ -77,7 +78,9 @@ class Server:
         self.ingest = Ingest(self.store, payload_bytes_max=1 << 20, on_stored=lambda: None)
         self.refused = RefusedMessages(folder / "refused")
         url = BrokerUrl.parse(f"mqtt://127.0.0.1:{port}")
-        self.gateway = Gateway(url, "test-server", self.ingest, self.store, self.refused)
+        self.gateway = Gateway(
+            url, "test-server", self.ingest, self.store, self.refused, message_bytes_max=MESSAGE_BYTES_MAX
+        )
         assert self.gateway.is_connected.wait(TIMEOUT_S)
 
     def count(self) -> int:
@@ -165,6 +168,21 @@ def test_a_wrong_checksum_is_named_in_the_receipt_and_the_rest_of_the_bundle_is_
         (1, receipt_pb2.REJECTION_REASON_CHECKSUM_MISMATCH)
     ]
     assert [(each.first_sequence, each.last_sequence) for each in receipt.held_ranges] == [(2, 2)]
+
+
+def test_a_message_above_the_limit_is_refused_and_disturbs_nothing(server: Server, station: Station) -> None:
+    station.publish(bytes(MESSAGE_BYTES_MAX + 1))
+    station.publish(make_bundle(1).SerializeToString())
+    assert station.receipt().held_ranges[0].last_sequence == 1
+    wait_until(lambda: server.refused.count == 1)
+    (note,) = (server.folder / "refused").glob("*.json")
+    assert str(MESSAGE_BYTES_MAX) in json.loads(note.read_text())["reason"]
+
+
+def test_a_topic_of_a_station_with_an_impossible_name_is_refused(server: Server, station: Station) -> None:
+    station.publish(make_bundle(1).SerializeToString(), "fieldpost/v1/up/NOT A NAME/observations")
+    wait_until(lambda: server.refused.count == 1)
+    assert server.count() == 0
 
 
 def test_an_empty_bundle_is_refused_and_disturbs_nothing(server: Server, station: Station) -> None:

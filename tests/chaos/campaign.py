@@ -1,6 +1,6 @@
 """Kills processes of a loaded network at random, and counts at both ends: nothing lost, nothing stored twice.
 
-    python -m tests.chaos.campaign [--seconds 120] [--broker mosquitto|amqtt|both] [--seed N] [--json]
+    PYTHONPATH=tests python -m chaos.campaign [--seconds 120] [--broker mosquitto|amqtt|both] [--seed N] [--json]
 
 What every station was given is known here beforehand (the simulated telegrams can be made again, the dropped files are
 written here), and is held against what the server's database and segments hold, byte for byte by SHA-256.
@@ -21,10 +21,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from chaos.network import DROPPED, INTERVAL_S, SEED, SIMULATED, START_S, Network
+
 from fieldpost.payload import decode_checked
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
-from tests.chaos.network import DROPPED, INTERVAL_S, SEED, SIMULATED, START_S, Network
 
 SIMULATED_PER_S = 60.0
 DROPPED_PER_S = 40.0
