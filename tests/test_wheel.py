@@ -58,7 +58,7 @@ def test_the_base_install_needs_little(unpacked: Path) -> None:
     (info,) = unpacked.glob("*.dist-info")
     needs = email.message_from_string((info / "METADATA").read_text()).get_all("Requires-Dist", [])
     base = {need.split(">")[0].strip() for need in needs if "extra ==" not in need}
-    assert base == {"grpcio", "numpy", "protobuf", "typer", "zstandard"}
+    assert base == {"fastcrc", "grpcio", "numpy", "protobuf", "typer", "zstandard"}
 
 
 def test_every_console_script_of_the_wheel_can_be_imported_from_it(unpacked: Path) -> None:
