@@ -106,7 +106,7 @@ def write_agent_settings(path: Path, station: PlannedStation, broker_port: int, 
         f"station = {_toml(station.name)}",
         f"broker_urls = [{_toml(f'mqtt://127.0.0.1:{broker_port}')}]",
         f"buffer_folder = {_toml(str(buffer_folder))}",
-        "status_interval_s = 5",
+        "status_interval_s = 1",
         "disk_free_alarm_bytes = 0",
     ]
     for instrument in station.instruments:
