@@ -25,6 +25,7 @@ from edge_agent.durable import replace_file
 from edge_agent.intake import Intake
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
 from edge_agent.retention import RetentionPolicy
+from edge_agent.second_chance import SecondChance
 from edge_agent.session import Session, SessionLimits
 from edge_agent.session_events import (
     Action,
@@ -97,6 +98,7 @@ class Agent:
         self._command_count = 0
         self._quarantined_count = buffer.quarantine.count()
         self._upkeep = Upkeep(buffer, self._alarms, RetentionPolicy(settings.retention_days))
+        self._second_chance = SecondChance()
         # When each is due next, on the monotonic clock.
         self._report_at_s = self._status_file_at_s = 0.0
 
@@ -168,6 +170,7 @@ class Agent:
                 self._alarms.set("link", "")
                 logger.info("connected", extra={"broker_url": broker_url, "backlog_count": self._session.backlog_count})
                 self._tell_session(Connected())
+                self._second_chance.due_at_s = 0.0
             case LinkDown(broker_url, reason):
                 self._broker_url = ""
                 self._alarms.set("link", f"no connection to {broker_url}: {reason}")
@@ -221,6 +224,7 @@ class Agent:
             case MarkDelivered(ranges):
                 self._buffer.deliver(list(ranges))
                 self._upkeep.note_settled(sum(last - first + 1 for first, last in ranges))
+                self._offer_again(self._second_chance.after_delivery(ranges, self._buffer.ledger))
             case MarkRefused(refused):
                 self._buffer.refuse(refused.sequence, refused.reason, refused.detail)
                 self._upkeep.note_settled(1)
@@ -256,19 +260,24 @@ class Agent:
     def _take_command(self, command: command_pb2.Command) -> None:
         decision = self._commands.decide(command, self._buffer.epoch, self._buffer.held())
         self._command_count += 1
-        if decision.replay_ranges:
-            self._buffer.reopen(list(decision.replay_ranges))
-            self._upkeep.note_settled(LEDGER_OBSERVATIONS)  # worth a write at once
-            self._tell_session(ReplayAsked(decision.replay_ranges))
+        self._offer_again(list(decision.replay_ranges))
         if decision.is_report_wanted:
             self._report_at_s = 0.0
         logger.info("command", extra={"command_id": command.command_id, "is_accepted": decision.result.is_accepted})
         self._publish(results_topic(self._settings.station), decision.result.SerializeToString())
 
+    def _offer_again(self, ranges: list[tuple[int, int]]) -> None:
+        if ranges:
+            self._buffer.reopen(ranges)
+            self._upkeep.note_settled(LEDGER_OBSERVATIONS)  # worth a write at once
+            self._tell_session(ReplayAsked(tuple(ranges)))
+
     # --- what is done from time to time ---
 
     def _keep_house(self, now_s: float) -> None:
         self._upkeep.work(now_s, time.time())
+        if self._broker_url:
+            self._offer_again(self._second_chance.choose(self._buffer.ledger, now_s))
         if self._alarms.is_changed or now_s >= self._report_at_s:
             self._report_at_s = now_s + self._settings.status_interval_s
             self._status_file_at_s = 0.0

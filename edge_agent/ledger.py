@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fieldpost.errors import BrokenStateError
 from fieldpost.ranges import RangeSet
 
-# Reasons that may be gone after a visit to the server: offered again at the next start of the agent.
+# Reasons that may be gone after a visit to the server: offered again (second_chance.py), and at every start.
 OFFERED_AGAIN = frozenset({"UNKNOWN_INSTRUMENT"})
 # The bytes live on under another sequence.
 REPLACED = "IDENTITY_CONFLICT"

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, check_bundle
 from server.ledger import BundleOutcome, InstrumentCounts, Ledger
+from server.repeats import Repeats
 from server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Ingest:
         self._ledger = Ledger(store.segments)
         self._queue: queue.Queue[tuple[pb.Bundle, Future[receipt_pb2.Receipt]] | None] = queue.Queue(QUEUED_BUNDLES_MAX)
         self._commits_free = threading.Semaphore(COMMITS_MAX)
+        self._repeats = Repeats()
         self.counts: dict[tuple[str, str], InstrumentCounts] = {}
         """By (station, instrument), since the server started."""
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
@@ -143,14 +147,22 @@ class Ingest:
             total.stored += now.stored
             total.duplicates += now.duplicates
             total.rejected += now.rejected
-        for rejection in outcome.receipt.rejections:
-            logger.warning(
-                "observation refused",
-                extra={
-                    "station": bundle.station,
-                    "epoch": bundle.epoch,
-                    "sequence": rejection.sequence,
-                    "reason": receipt_pb2.RejectionReason.Name(rejection.reason),
-                    "detail": rejection.detail,
-                },
-            )
+        self._log_refusals(bundle, outcome.receipt)
+
+    def _log_refusals(self, bundle: CheckedBundle, receipt: receipt_pb2.Receipt) -> None:
+        """Each kind of refusal of a station now and then: an instrument that nobody registered writes for years."""
+        for reason, count in Counter(each.reason for each in receipt.rejections).items():
+            total = self._repeats.note((bundle.station, reason), count, time.monotonic())
+            if total:
+                first = next(each for each in receipt.rejections if each.reason == reason)
+                logger.warning(
+                    "observations refused",
+                    extra={
+                        "station": bundle.station,
+                        "epoch": bundle.epoch,
+                        "sequence": first.sequence,
+                        "reason": receipt_pb2.RejectionReason.Name(reason),
+                        "detail": first.detail,
+                        "refused_count": total,
+                    },
+                )

@@ -12,6 +12,8 @@ import logging
 import time
 from pathlib import Path
 
+from server.repeats import Repeats
+
 logger = logging.getLogger(__name__)
 
 MESSAGES_MAX = 1000
@@ -25,20 +27,21 @@ class RefusedMessages:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._kept = {path.stem: path.stat().st_size for path in folder.glob("*.bin")}
+        self._repeats = Repeats()
         self.count = 0
 
     def keep(self, topic: str, content: bytes, reason: str) -> None:
         """Counts the message; logs and keeps it, if the same was not kept before and there is room."""
         self.count += 1
         name = hashlib.sha256(content).hexdigest()
-        if name in self._kept:
-            return
-        is_room = len(self._kept) < MESSAGES_MAX and sum(self._kept.values()) + len(content) <= BYTES_MAX
-        logger.warning(
-            "message refused",
-            extra={"topic": topic, "reason": reason, "message_bytes": len(content), "sha256": name, "is_kept": is_room},
-        )
-        if not is_room:
+        is_new = name not in self._kept
+        is_kept = is_new and len(self._kept) < MESSAGES_MAX and sum(self._kept.values()) + len(content) <= BYTES_MAX
+        if is_new and (count := self._repeats.note(topic, 1, time.monotonic())):
+            facts = {"topic": topic, "reason": reason, "message_bytes": len(content), "sha256": name}
+            logger.warning(
+                "message refused", extra={**facts, "is_kept": is_kept, "new_count": count, "refused_count": self.count}
+            )
+        if not is_kept:
             return
         self._kept[name] = len(content)
         (self._folder / f"{name}.bin").write_bytes(content)

@@ -336,6 +336,29 @@ def test_an_unknown_instrument_is_kept_and_offered_again_at_the_next_start(
     assert len(server.held) == 5
 
 
+def test_a_registered_instrument_gets_through_at_the_next_connection_without_a_restart(
+    tmp_path: Path, start_mosquitto: Callable[[int], subprocess.Popen[bytes]], free_port: int
+) -> None:
+    broker = start_mosquitto(free_port)
+    server = Server(
+        free_port,
+        lambda o: receipt_pb2.Rejection(
+            sequence=o.header.sequence, reason=receipt_pb2.REJECTION_REASON_UNKNOWN_INSTRUMENT, detail="register cl51"
+        ),
+    )
+    process = Station(tmp_path, [free_port], simulated(200), status_interval_s=1).start()
+    server.wait_until(lambda: any(status.rejected_count == 200 for status in server.statuses))
+    server.close()
+    broker.kill()
+    broker.wait()
+    start_mosquitto(free_port)
+    server = Server(free_port)
+    server.wait_until(lambda: set(server.held) == set(range(1, 201)))
+    process.terminate()
+    assert process.wait(30) == 0
+    server.close()
+
+
 def test_a_sequence_that_the_server_has_under_other_bytes_is_given_anew(
     serve: Callable[..., Server], make_station: Callable[..., Station]
 ) -> None:

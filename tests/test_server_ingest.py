@@ -107,6 +107,15 @@ def test_an_unknown_station_is_refused_and_leaves_no_trace(ingest: Ingest, store
     assert stored(store) == {}
 
 
+def test_a_flood_of_refusals_is_one_line_in_the_log_and_every_one_is_counted(
+    ingest: Ingest, caplog: pytest.LogCaptureFixture
+) -> None:
+    for first in range(1, 100, 10):
+        ingest.submit(make_bundle(*range(first, first + 10), instrument="cl31")).result(10)
+    assert [record.message for record in caplog.records].count("observations refused") == 1
+    assert ingest.counts["lindenberg", "cl31"].rejected == 100
+
+
 def test_a_bundle_without_identity_is_an_error_and_disturbs_no_other(ingest: Ingest) -> None:
     bad = ingest.submit(pb.Bundle())
     good = ingest.submit(make_bundle(1))
