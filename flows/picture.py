@@ -97,7 +97,7 @@ def shrink(png: bytes, bytes_max: int = PNG_BYTES_MAX) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     while len(png) > bytes_max:
         packed = io.BytesIO()
-        image.quantize(256).save(packed, format="PNG", optimize=True)
+        image.quantize(256, Image.Quantize.MAXCOVERAGE).save(packed, format="PNG", optimize=True)
         png = packed.getvalue()
         image = image.resize((round(image.width * _SHRINK), round(image.height * _SHRINK)))
     return png

@@ -8,7 +8,6 @@ Knows nothing of MQTT or gRPC.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from fieldpost.errors import FieldpostError, OverloadedError, RejectedError, Try
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, check_bundle
+from server.bounded import BoundedQueue
 from server.ledger import BundleOutcome, InstrumentCounts, Ledger
 from server.repeats import Repeats
 from server.store import Store
@@ -29,8 +29,17 @@ logger = logging.getLogger(__name__)
 GROUP_OBSERVATIONS_MAX = 512
 """Above this a commit is long enough: a larger one costs latency and saves nothing."""
 QUEUED_BUNDLES_MAX = 256
+QUEUED_BYTES_MAX = 128 * 1024 * 1024
 COMMITS_MAX = 2
 """One commit may wait for the disk while the next one's checksums are computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A bundle, and who waits for its receipt; without a bundle: the end."""
+
+    bundle: pb.Bundle | None
+    future: Future[receipt_pb2.Receipt] = field(default_factory=Future)
 
 
 @dataclass(slots=True)
@@ -56,7 +65,7 @@ class Ingest:
         self._payload_bytes_max = payload_bytes_max
         self._on_stored = on_stored
         self._ledger = Ledger(store.segments)
-        self._queue: queue.Queue[tuple[pb.Bundle, Future[receipt_pb2.Receipt]] | None] = queue.Queue(QUEUED_BUNDLES_MAX)
+        self._queue: BoundedQueue[_Submitted] = BoundedQueue(QUEUED_BUNDLES_MAX, QUEUED_BYTES_MAX)
         self._commits_free = threading.Semaphore(COMMITS_MAX)
         self._repeats = Repeats()
         self.counts: dict[tuple[str, str], InstrumentCounts] = {}
@@ -74,19 +83,17 @@ class Ingest:
         Raises:
             OverloadedError: The queue stayed full for timeout_s.
         """
-        future: Future[receipt_pb2.Receipt] = Future()
-        try:
-            self._queue.put((bundle, future), timeout=timeout_s)
-        except queue.Full as error:
+        submitted = _Submitted(bundle)
+        if not self._queue.put(submitted, bundle.ByteSize(), timeout_s):
             raise OverloadedError(
-                f"{QUEUED_BUNDLES_MAX} bundles wait for the disk, and none was taken in {timeout_s} s",
+                f"the queue before the disk is full, and took nothing in {timeout_s:g} s",
                 hint="send again later; what has no receipt is not held",
-            ) from error
-        return future
+            )
+        return submitted.future
 
     def close(self) -> None:
         """Takes nothing more, and returns when all that was taken has its receipt."""
-        self._queue.put(None)
+        self._queue.put(_Submitted(None), 0, threading.TIMEOUT_MAX)
         self._thread.join()
         for _ in range(COMMITS_MAX):
             self._commits_free.acquire()
@@ -95,16 +102,15 @@ class Ingest:
         is_open = True
         while is_open:
             group = _Group()
-            entry = self._queue.get()
-            while entry is not None:
-                self._check_into(group, *entry)
+            submitted = self._queue.take(wait=True)
+            while submitted is not None:
+                if submitted.bundle is None:
+                    is_open = False
+                    break
+                self._check_into(group, submitted.bundle, submitted.future)
                 if group.observation_count >= GROUP_OBSERVATIONS_MAX:
                     break
-                try:
-                    entry = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            is_open = entry is not None
+                submitted = self._queue.take(wait=False)
             if group.bundles:
                 self._commit(group)
 

@@ -413,9 +413,9 @@ def test_sigterm_ends_a_station_cleanly_and_the_commands_tell_how_it_is(
     serve: Callable[..., Server], make_station: Callable[..., Station], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve()
-    station = make_station(simulated(3))
+    station = make_station(simulated(3), status_interval_s=1)
     process = station.start()
-    server.wait_until(lambda: len(server.held) == 3)
+    server.wait_until(lambda: any((s.last_sequence, s.backlog_count) == (3, 0) for s in server.statuses))
     config = ["--config", str(station.config)]
     assert run_cli(["run", *config]) == 75
     assert "another one holds its lock" in capsys.readouterr().err
