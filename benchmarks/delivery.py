@@ -20,15 +20,13 @@ import hashlib
 import os
 import random
 import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,8 @@ import psutil
 
 from benchmarks.floors import grpc_echo, paho_to_paho, segment_append, send_over_grpc
 from benchmarks.report import median, print_report
+from demo.plan import PlannedInstrument, PlannedStation, write_stations_file
+from demo.processes import Processes, free_port, program
 from fieldpost.payload import encode_payload
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
@@ -78,61 +78,48 @@ def write_recording(path: Path, telegrams: list[bytes]) -> None:
             file.write(stamp.encode() + content + b"\r\n")
 
 
-class Processes:
-    """The processes of one benchmark, ended together."""
+class Network:
+    """A broker and a server without workers, in a folder of their own."""
 
     def __init__(self, folder: Path, broker: str) -> None:
         self.folder = folder
-        self.mqtt_port, self.grpc_port = _free_port(), _free_port()
-        self._stack = ExitStack()
-        self.broker = self._start_broker(broker)
-        stations = "".join(
-            f'[[stations]]\nname = "{name}"\n[[stations.instruments]]\nname = "cl51"\ninstrument_model = "cl51"\n'
-            for name in ("bench-mqtt", *(f"bench-grpc-{i}" for i in range(2 * ROUNDS + 1)))
-        )
-        (folder / "stations.toml").write_text(stations)
-        arguments = ["--data-folder", str(folder / "data"), "--workers", "0"]
-        arguments += [
-            "--grpc-address",
-            f"127.0.0.1:{self.grpc_port}",
-            "--mqtt-url",
-            f"mqtt://127.0.0.1:{self.mqtt_port}",
-        ]
-        arguments += ["--stations-file", str(folder / "stations.toml")]
-        self.server = self._start([sys.executable, "-m", "server", "run", *arguments], "server.log", self.grpc_port)
+        self.mqtt_port, self.grpc_port = free_port(0), free_port(0)
+        self._processes = Processes(folder / "logs")
+        self._processes.start("broker", self._broker_command(broker))
+        self._processes.wait_for_port("broker", self.mqtt_port)
+        names = ("bench-mqtt", *(f"bench-grpc-{i}" for i in range(2 * ROUNDS + 1)))
+        instruments = [PlannedInstrument("cl51", "cl51", {})]
+        write_stations_file(folder / "stations.toml", [PlannedStation(name, instruments) for name in names])
+        command = [program("fieldpost-server"), "run", "--data-folder", str(folder / "data"), "--workers", "0"]
+        command += ["--grpc-address", f"127.0.0.1:{self.grpc_port}", "--mqtt-url", f"mqtt://127.0.0.1:{self.mqtt_port}"]
+        self._processes.start("server", [*command, "--stations-file", str(folder / "stations.toml")])
+        self._processes.wait_for_port("server", self.grpc_port)
+        self.broker, self.server = (psutil.Process(self._processes.process_id(name)) for name in ("broker", "server"))
 
-    def _start_broker(self, kind: str) -> psutil.Process:
+    def _broker_command(self, kind: str) -> list[str]:
         if kind == "embedded":
-            command = [sys.executable, "-m", "server", "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
-        else:
-            program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-            if program is None:
-                sys.exit("mosquitto is not installed: make mosquitto, or use --broker embedded")
-            config = self.folder / "mosquitto.conf"
-            config.write_text(
-                f"listener {self.mqtt_port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
-                "max_queued_messages 100000\nmax_inflight_messages 1000\n"
-            )
-            command = [program, "-c", str(config)]
-        return self._start(command, "broker.log", self.mqtt_port)
+            return [program("fieldpost-server"), "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
+        mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        if mosquitto is None:
+            sys.exit("mosquitto is not installed: make mosquitto, or use --broker embedded")
+        config = self.folder / "mosquitto.conf"
+        config.write_text(
+            f"listener {self.mqtt_port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+            "max_queued_messages 100000\nmax_inflight_messages 1000\n"
+        )
+        return [mosquitto, "-c", str(config)]
 
-    def _start(self, command: list[str], log: str, port: int) -> psutil.Process:
-        with (self.folder / log).open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
-        deadline = time.monotonic() + 30
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return psutil.Process(process.pid)
-            if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{command} does not listen on port {port}:\n{(self.folder / log).read_text()}")
-            time.sleep(0.05)
+    def run_agent(self, name: str, config: Path) -> Iterator[None]:
+        """Runs a station until all is delivered; yields now and then while it runs."""
+        command = [program("fieldpost-agent"), "run", "--config", str(config), "--exit-when-delivered"]
+        self._processes.start(name, command)
+        while not self._processes.has_ended(name):
+            yield
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Ends them."""
-        self._stack.close()
+        self._processes.stop_all()
 
     def held(self) -> list[tuple[str, str, int, bytes]]:
         """(station, epoch, sequence, SHA-256) of everything that the server's database holds."""
@@ -150,72 +137,60 @@ class Processes:
         return int(connection.execute(query).fetchone()[0])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 @contextmanager
-def running(broker: str) -> Iterator[Processes]:
+def running(broker: str) -> Iterator[Network]:
     """Broker and server in a folder of their own."""
     base = Path("benchmark-output")
     base.mkdir(exist_ok=True)  # on the checkout's disk: /tmp may be memory, where an fsync costs nothing
     with tempfile.TemporaryDirectory(dir=base) as folder:
-        processes = Processes(Path(folder).absolute(), broker)
+        network = Network(Path(folder).absolute(), broker)
         try:
-            yield processes
+            yield network
         finally:
-            processes.close()
+            network.close()
 
 
-def run_agent(processes: Processes, telegrams: list[bytes]) -> tuple[float, float]:
+def run_agent(network: Network, telegrams: list[bytes]) -> tuple[float, float]:
     """Has an agent deliver the telegrams.
 
     Returns:
         Observations per second from the first to the last that the server holds; CPU seconds of the agent.
     """
-    folder = processes.folder
+    folder = network.folder
     name = f"agent-{len(telegrams)}"
     write_recording(folder / f"{name}.dat", telegrams)
     (folder / f"{name}.toml").write_text(
-        f'station = "bench-mqtt"\nbroker_urls = ["mqtt://127.0.0.1:{processes.mqtt_port}"]\n'
+        f'station = "bench-mqtt"\nbroker_urls = ["mqtt://127.0.0.1:{network.mqtt_port}"]\n'
         f'buffer_folder = "{folder / name}"\n[[instruments]]\nname = "cl51"\nsource = "replay"\n'
         f'path = "{folder / f"{name}.dat"}"\nspeed_up = 0\n'
     )
-    command = [str(Path(sys.executable).with_name("fieldpost-agent")), "run", "--config", str(folder / f"{name}.toml")]
     before = os.times()
-    with (folder / f"{name}.log").open("wb") as log:
-        agent = subprocess.Popen([*command, "--exit-when-delivered"], stdout=log, stderr=subprocess.STDOUT)
     first = last = (0.0, 0)
     with sqlite3.connect(folder / "data" / "fieldpost.db") as connection:
-        while agent.poll() is None:
-            now = (time.perf_counter(), processes.count(connection))
+        for _ in network.run_agent(name, folder / f"{name}.toml"):
+            now = (time.perf_counter(), network.count(connection))
             if now[1] and not first[1]:
                 first = now
             if now[1] > last[1]:
                 last = now
-            time.sleep(0.02)
-    if agent.returncode != 0:
-        sys.exit(f"the agent ended with {agent.returncode}:\n{(folder / f'{name}.log').read_text()}")
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return (last[1] - first[1]) / (last[0] - first[0]) if last[0] > first[0] else float("nan"), cpu_s
 
 
-def measure_mqtt(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]:
+def measure_mqtt(network: Network, telegrams: list[bytes]) -> dict[str, Any]:
     """Through a real agent and a real broker."""
-    _, idle_cpu_s = run_agent(processes, telegrams[:1])
-    server_cpu_s, broker_cpu_s = _cpu_s(processes.server), _cpu_s(processes.broker)
-    per_s, agent_cpu_s = run_agent(processes, telegrams)
-    server_cpu_s, broker_cpu_s = _cpu_s(processes.server) - server_cpu_s, _cpu_s(processes.broker) - broker_cpu_s
+    _, idle_cpu_s = run_agent(network, telegrams[:1])
+    server_cpu_s, broker_cpu_s = _cpu_s(network.server), _cpu_s(network.broker)
+    per_s, agent_cpu_s = run_agent(network, telegrams)
+    server_cpu_s, broker_cpu_s = _cpu_s(network.server) - server_cpu_s, _cpu_s(network.broker) - broker_cpu_s
     bundles = [each.SerializeToString() for each in make_bundles(telegrams, "floor", "0" * 32)]
-    floor = median([paho_to_paho(processes.mqtt_port, bundles, len(telegrams)) for _ in range(ROUNDS)])
+    floor = median([paho_to_paho(network.mqtt_port, bundles, len(telegrams)) for _ in range(ROUNDS)])
     milli = 1000 / len(telegrams)
     return {
         "observations_per_s": per_s,
@@ -227,18 +202,18 @@ def measure_mqtt(processes: Processes, telegrams: list[bytes]) -> dict[str, Any]
     }
 
 
-def measure_grpc(processes: Processes, telegrams: list[bytes], first_station: int) -> dict[str, Any]:
+def measure_grpc(network: Network, telegrams: list[bytes], first_station: int) -> dict[str, Any]:
     """On one stream, in rounds that alternate with the floors; each round is a station of its own."""
-    address = f"127.0.0.1:{processes.grpc_port}"
+    address = f"127.0.0.1:{network.grpc_port}"
     rates, echoes, appends, cpu_s = [], [], [], []
     for i in range(first_station, first_station + ROUNDS):
         bundles = make_bundles(telegrams, f"bench-grpc-{i}", f"{i:032x}")
         echoes.append(grpc_echo(bundles, len(telegrams)))
-        (processes.folder / f"floor-{i}").mkdir()
-        appends.append(segment_append(processes.folder / f"floor-{i}", bundles, len(telegrams)))
-        before = _cpu_s(processes.server)
+        (network.folder / f"floor-{i}").mkdir()
+        appends.append(segment_append(network.folder / f"floor-{i}", bundles, len(telegrams)))
+        before = _cpu_s(network.server)
         rate, held = send_over_grpc(address, bundles, len(telegrams))
-        cpu_s.append(_cpu_s(processes.server) - before)
+        cpu_s.append(_cpu_s(network.server) - before)
         rates.append(rate)
         if held != len(telegrams):
             sys.exit(f"expected receipts for {len(telegrams)} observations, but got {held}")
@@ -255,10 +230,10 @@ def measure_grpc(processes: Processes, telegrams: list[bytes], first_station: in
     }
 
 
-def count_losses(processes: Processes, telegrams: list[bytes], noise: list[bytes]) -> tuple[int, int]:
+def count_losses(network: Network, telegrams: list[bytes], noise: list[bytes]) -> tuple[int, int]:
     """How many of what was sent the server does not hold, byte for byte; how many it holds more than once."""
     held: dict[str, Counter[bytes]] = {}
-    for station, _, _, sha256 in processes.held():
+    for station, _, _, sha256 in network.held():
         held.setdefault(station, Counter())[sha256] += 1
     sent, sent_noise = (Counter(hashlib.sha256(each).digest() for each in contents) for contents in (telegrams, noise))
     expected = {f"bench-grpc-{i}": sent if i < ROUNDS else sent_noise for i in range(2 * ROUNDS)}
@@ -277,14 +252,14 @@ def main() -> None:
     options = parser.parse_args()
     telegrams = make_telegrams(options.observations)
     noise = [random.Random(i).randbytes(8192) for i in range(options.observations)]
-    with running(options.broker) as processes:
-        address = f"127.0.0.1:{processes.grpc_port}"
+    with running(options.broker) as network:
+        address = f"127.0.0.1:{network.grpc_port}"
         warm = make_bundles(telegrams[: 4 * BUNDLE], f"bench-grpc-{2 * ROUNDS}", "f" * 32)
         send_over_grpc(address, warm, 4 * BUNDLE)
-        grpc_figures = measure_grpc(processes, telegrams, 0)
-        noise_figures = measure_grpc(processes, noise, ROUNDS)
-        mqtt_figures = measure_mqtt(processes, telegrams)
-        lost, duplicates = count_losses(processes, telegrams, noise)
+        grpc_figures = measure_grpc(network, telegrams, 0)
+        noise_figures = measure_grpc(network, noise, ROUNDS)
+        mqtt_figures = measure_mqtt(network, telegrams)
+        lost, duplicates = count_losses(network, telegrams, noise)
     size = sum(map(len, telegrams)) / len(telegrams)
     packed = sum(len(encode_payload(each)[0]) for each in telegrams[:256]) / len(telegrams[:256])
     result = {

@@ -7,11 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-SCRIPTS = Path(sys.executable).parent
+from demo.processes import free_port, program
+
 SEED = 5
 START_TIME = "2026-03-01T00:00:00Z"
 START_S = 1772323200.0
@@ -20,18 +20,12 @@ SIMULATED = "simulated"
 DROPPED = ("dropped-a", "dropped-b")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Network:
     """A broker, a server with a worker, and three stations: one simulates a CL51, two watch a drop folder."""
 
     def __init__(self, folder: Path, broker: str, simulated_count: int, simulated_per_s: float) -> None:
         self.folder = folder
-        self.mqtt_port, self.grpc_port = free_port(), free_port()
+        self.mqtt_port, self.grpc_port = free_port(0), free_port(0)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands = {"broker": self._broker_command(broker), "server": self._server_command()}
         for station in (SIMULATED, *DROPPED):
@@ -80,13 +74,13 @@ class Network:
 
     def _broker_command(self, kind: str) -> list[str]:
         if kind == "amqtt":
-            return [str(SCRIPTS / "fieldpost-server"), "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
-        program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-        if program is None:
+            return [program("fieldpost-server"), "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
+        mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        if mosquitto is None:
             raise FileNotFoundError("mosquitto is not installed")
         config = self.folder / "mosquitto.conf"
         config.write_text(f"listener {self.mqtt_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\n")
-        return [program, "-c", str(config)]
+        return [mosquitto, "-c", str(config)]
 
     def _server_command(self) -> list[str]:
         stations = self.folder / "stations.toml"
@@ -96,7 +90,7 @@ class Network:
             lines += ["[[stations]]", f'name = "{station}"']
             lines += ["[[stations.instruments]]", 'name = "it"', f'instrument_model = "{model}"']
         stations.write_text("\n".join(lines) + "\n")
-        command = [str(SCRIPTS / "fieldpost-server"), "run", "--data-folder", str(self.folder / "server")]
+        command = [program("fieldpost-server"), "run", "--data-folder", str(self.folder / "server")]
         command += ["--stations-file", str(stations), "--mqtt-url", f"mqtt://127.0.0.1:{self.mqtt_port}"]
         return [*command, "--grpc-address", f"127.0.0.1:{self.grpc_port}", "--workers", "1"]
 
@@ -120,5 +114,5 @@ class Network:
             lines += ["poll_interval_s = 0.2", "settle_s = 0.3"]
         path = self.folder / f"{station}.toml"
         path.write_text("\n".join(lines) + "\n")
-        command = [str(SCRIPTS / "fieldpost-agent"), "run", "--config", str(path)]
+        command = [program("fieldpost-agent"), "run", "--config", str(path)]
         return [*command, "--exit-when-delivered"] if station == SIMULATED else command
