@@ -83,7 +83,7 @@ class Network:
 
     def __init__(self, folder: Path, broker: str) -> None:
         self.folder = folder
-        self.mqtt_port, self.grpc_port = free_port(0), free_port(0)
+        self.mqtt_port, self.grpc_port = free_port(), free_port()
         self._processes = Processes(folder / "logs")
         self._processes.start("broker", self._broker_command(broker))
         self._processes.wait_for_port("broker", self.mqtt_port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from fieldpost.errors import BrokenStateError
 
 STOP_TIMEOUT_S = 15.0
+PORTS = range(20_000, 32_000)
 
 
 class Processes:
@@ -96,15 +98,18 @@ class Processes:
         )
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port of the loopback where it is free, else another."""
-    for port in (preferred, 0):
+def free_port(preferred: int = 0) -> int:
+    """The preferred port of the loopback where it is free, else one that is.
+
+    Below those that the kernel gives to outgoing connections: what is started again must find its port free.
+    """
+    for port in (preferred or random.choice(PORTS), *random.sample(PORTS, 50)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            return port
     raise BrokenStateError("no TCP port of the loopback is free")
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.processes import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
@@ -32,12 +34,10 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture
-def free_port() -> int:
+@pytest.fixture(name="free_port")
+def a_free_port() -> int:
     """A TCP port on the loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 10) -> None:

@@ -25,7 +25,7 @@ class Network:
 
     def __init__(self, folder: Path, broker: str, simulated_count: int, simulated_per_s: float) -> None:
         self.folder = folder
-        self.mqtt_port, self.grpc_port = free_port(0), free_port(0)
+        self.mqtt_port, self.grpc_port = free_port(), free_port()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands = {"broker": self._broker_command(broker), "server": self._server_command()}
         for station in (SIMULATED, *DROPPED):
