@@ -105,6 +105,13 @@ def csv_line(facts: Iterable[str | int]) -> bytes:
     return (",".join(quoted) + "\n").encode()
 
 
+def _measure_time_source(row: DayObservation, header: pb.ObservationHeader) -> str:
+    """Who knew when it was measured: the station, the analysis that opened the payload, or nobody."""
+    if header.HasField("measure_time"):
+        return "station"
+    return "capture_time" if row.measure_unix_nanos == row.capture_unix_nanos else "payload"
+
+
 def _facts(name: str, row: DayObservation, header: pb.ObservationHeader) -> tuple[str | int, ...]:
     clock = header.capture_clock
     return (
@@ -112,7 +119,7 @@ def _facts(name: str, row: DayObservation, header: pb.ObservationHeader) -> tupl
         row.epoch,
         row.sequence,
         format_instant(row.measure_unix_nanos),
-        "station" if header.HasField("measure_time") else "capture_time",
+        _measure_time_source(row, header),
         format_instant(row.capture_unix_nanos),
         "station" if clock.wall_time.ToNanoseconds() else "server",
         pb.ClockSync.Name(clock.clock_sync).removeprefix("CLOCK_SYNC_").lower(),

@@ -166,6 +166,23 @@ def test_only_instruments_that_the_analysis_answers_for_are_pending(tmp_path: Pa
     run(tmp_path, scenario)
 
 
+def test_a_time_that_only_the_payload_tells_becomes_that_of_the_observation(tmp_path: Path) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        told, untold = make_observation(1), make_observation(2)
+        untold.header.ClearField("measure_time")
+        await asyncio.wrap_future(predicting.ingest.submit(pb.Bundle(observations=[told, untold])))
+        task = await predicting.start()
+        await predicting.wait_for(2)
+        await stop(task)
+        with predicting.store.read() as connection:
+            query = select(observations.c.measure_unix_nanos).order_by(observations.c.sequence)
+            times = connection.scalars(query).all()
+        # the analysis of these tests takes the length of the payload for the time of its sample
+        assert times == [told.header.measure_time.ToNanoseconds(), length(2)]
+
+    run(tmp_path, scenario)
+
+
 def test_registering_sets_the_settled_mark_back_since_the_past_may_wait_again(tmp_path: Path) -> None:
     async def scenario(predicting: Predicting) -> None:
         store = predicting.store

@@ -38,9 +38,10 @@ class Network:
     def buffer(self, station: str) -> Path:
         return self.folder / f"{station}-buffer"
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *flags: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(self._commands[name], stdout=log, stderr=subprocess.STDOUT)
+            command = [*self._commands[name], *flags]
+            self._running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def kill(self, name: str) -> None:
         """SIGKILL: no farewell."""
