@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ class Store:
     def __init__(self, database_url: str, segments_folder: Path) -> None:
         self._engine = open_engine(database_url)
         migrate(self._engine)
-        self._writing = self._connect_writer()
+        self._writing: Connection | None = None
         self.segments = SegmentWriter(segments_folder)
         self._reader = SegmentReader(segments_folder)
         self.read_segment = self._reader.read
@@ -72,7 +72,7 @@ class Store:
         self._writer.join()
         self.segments.close()
         self._reader.close()
-        self._writing.close()
+        self._disconnect()
         self._engine.dispose()
 
     def _write_groups(self) -> None:
@@ -96,14 +96,16 @@ class Store:
         """Runs and commits the group; tells each of its futures how it went."""
         outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
+            if self._writing is None:
+                # A writer takes the lock at once: one that first reads and then writes could be refused half-way.
+                self._writing = self._engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE")
             with self._writing.begin():
                 for operation, future in group:
                     outcomes.append((future, *_run_alone(self._writing, operation, is_only=len(group) == 1)))
                 self.segments.sync()
         except (SQLAlchemyError, OSError) as error:
             logger.error("write refused", extra={"group_count": len(group), "error": str(error)})
-            self._writing.close()
-            self._writing = self._connect_writer()
+            self._disconnect()  # the next group tries anew
             refusal = TryAgainError(f"the store could not write: {error}", hint="check the disk and the database")
             refusal.__cause__ = error
             for _, future in group:
@@ -115,9 +117,12 @@ class Store:
             else:
                 future.set_exception(own_error)
 
-    def _connect_writer(self) -> Connection:
-        # A writer takes the lock at once: one that first reads and then writes could be refused half-way.
-        return self._engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE")
+    def _disconnect(self) -> None:
+        if self._writing is not None:
+            with suppress(SQLAlchemyError):
+                self._writing.invalidate()  # not back to the pool: it may speak to what is no longer there
+                self._writing.close()
+            self._writing = None
 
 
 def _run_alone(

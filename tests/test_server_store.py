@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
-from fieldpost.errors import BrokenStateError
+from fieldpost.errors import BrokenStateError, TryAgainError
 from server.store import Store, open_engine
 from server.tables import stations
 
@@ -62,6 +62,21 @@ def test_what_a_future_reports_another_process_can_read(store: Store, tmp_path: 
     store.write(add("payerne")).result(10)
     with sqlite3.connect(tmp_path / "fieldpost.db") as other:
         assert other.execute("select name from station").fetchall() == [("payerne",)]
+
+
+def test_a_database_that_goes_away_is_an_error_to_try_again_and_one_that_comes_back_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    store = Store(f"sqlite:///{folder / 'fieldpost.db'}", tmp_path / "segments")
+    store.write(add("a")).result(10)
+    with pytest.raises(TryAgainError):  # what the database itself refuses costs the connection
+        store.write(lambda connection: connection.exec_driver_sql("select * from nothing")).result(10)
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(TryAgainError, match="could not write"):
+        store.write(add("b")).result(10)
+    (tmp_path / "gone").rename(folder)
+    store.write(add("c")).result(10)
+    assert names(store) == ["a", "c"]
+    store.close()
 
 
 def test_closing_writes_what_waits(tmp_path: Path) -> None:
