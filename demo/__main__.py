@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from demo.link import Link
 from demo.plan import PlannedStation, live, plan_simulated, simulated_day, write_agent_settings, write_stations_file
 from demo.processes import Processes, free_port, program
 from demo.progress import StationProgress, count_held, read_progress, show_until_done
-from demo.recorded import plan_recorded
+from demo.recorded import UNRECOGNISED, plan_recorded
 from demo.summary import print_summary, write_summary
 from fieldpost import Client
 from fieldpost.errors import BrokenStateError, FieldpostError, InvalidRequestError
@@ -187,7 +188,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         stations = plan_recorded(options.data, output / "input")
         if not stations:
             raise InvalidRequestError(f"expected files in {options.data}, but there is none", hint="give a folder")
-        console.print(f"{len(stations[0].instruments)} instruments recognised in {options.data}.")
+        console.print(describe_recorded(stations[0], options.data))
     with ExitStack() as parts:
         demo = Demo(output, stations, console)
         parts.callback(demo.close)
@@ -212,6 +213,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if options.stay:
             stay(demo, console)
     return int(any(each.lost for each in accounts))
+
+
+def describe_recorded(station: PlannedStation, folder: Path) -> str:
+    """What was found in a folder of files."""
+    models = Counter(each.instrument_model for each in station.instruments)
+    unrecognised = models.pop(UNRECOGNISED, 0)
+    found = ", ".join(f"{count} x {model}" for model, count in sorted(models.items()))
+    rest = f"; {unrecognised} series of files that no instrument here writes" if unrecognised else ""
+    return f"{models.total()} instruments recognised in {folder}: {found}{rest}."
 
 
 def stay(demo: Demo, console: Console) -> None:
