@@ -11,6 +11,7 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -31,7 +32,7 @@ class Place(NamedTuple):
 
 
 class SegmentWriter:
-    """Appends records to the newest segment. One writer, one thread."""
+    """Appends records to the newest segment. One writer, one thread; the disk works in another meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,10 +40,11 @@ class SegmentWriter:
         self._file = -1
         self._name = ""
         self._end = 0
-        self._is_dirty = False
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="segment-sync")
+        self._syncing: Future[None] | None = None
 
     def append(self, records: Sequence[bytes]) -> tuple[str, list[int]]:
-        """Writes the records; they are durable only after sync().
+        """Writes the records, and has the disk begin with them; they are durable only after sync().
 
         Returns:
             The segment's name, and the offset of each record in it.
@@ -59,18 +61,18 @@ class SegmentWriter:
             self.close()
             raise
         self._end = end
-        self._is_dirty = True
+        self._syncing = self._disk.submit(os.fdatasync, self._file)
         return self._name, offsets
 
     def sync(self) -> None:
         """Returns once everything appended is on the disk."""
-        if self._is_dirty:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
             try:
-                os.fdatasync(self._file)
+                syncing.result()
             except OSError:
                 self.close()  # after a failed fsync the kernel may have dropped the pages: never trust this file again
                 raise
-            self._is_dirty = False
 
     def _start_segment(self) -> None:
         if self._file >= 0:
@@ -88,8 +90,10 @@ class SegmentWriter:
     def close(self) -> None:
         """Ends the segment; a later append starts a new one."""
         if self._file >= 0:
+            wait([self._syncing] if self._syncing else [])  # the descriptor may be another file's after this
+            self._syncing = None
             os.close(self._file)
-            self._file, self._is_dirty = -1, False
+            self._file = -1
 
 
 class SegmentReader:

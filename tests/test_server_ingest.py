@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -152,8 +153,6 @@ def test_several_stations_that_send_at_once_get_their_own_receipts(ingest: Inges
 def test_a_disk_that_refuses_gives_no_receipt_and_the_next_attempt_succeeds(
     store: Store, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     real_write = os.write
     is_full = True
 
@@ -169,6 +168,28 @@ def test_a_disk_that_refuses_gives_no_receipt_and_the_next_attempt_succeeds(
     is_full = False
     assert held(ingest.submit(make_bundle(1, 2)).result(10)) == [(1, 2)]
     assert sorted(stored(store)) == [1, 2]
+
+
+def test_a_disk_that_fails_to_sync_gives_no_receipt_and_its_segment_is_never_trusted_again(
+    store: Store, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_sync = os.fdatasync
+    failures = [OSError(errno.EIO, "Input/output error")]
+
+    def failing_sync(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        real_sync(file)
+
+    ingest.submit(make_bundle(1)).result(10)
+    monkeypatch.setattr(os, "fdatasync", failing_sync)
+    with pytest.raises(TryAgainError, match="Input/output error"):
+        ingest.submit(make_bundle(2, 3)).result(10)
+    assert sorted(stored(store)) == [1]
+    assert held(ingest.submit(make_bundle(2, 3)).result(10)) == [(2, 3)]
+    assert sorted(stored(store)) == [1, 2, 3]
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(segments)) == 2
 
 
 def test_a_missing_or_cut_segment_is_named() -> None:
