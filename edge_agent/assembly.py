@@ -12,7 +12,8 @@ from edge_agent.sources.folder import FolderSource
 from edge_agent.sources.replay import ReplaySource
 from edge_agent.sources.simulated import SimulatedSource
 from edge_agent.sources.source import Source
-from edge_agent.uplink import LastWill, MqttUplink, TlsFiles, parse_broker_url
+from edge_agent.uplink import LastWill, MqttUplink, TlsFiles
+from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import InvalidRequestError
 from fieldpost.names import commands_topic, receipts_topic, status_topic
 

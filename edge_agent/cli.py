@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(settings: AgentSettings, options: argparse.Namespace) -> int:
     # Imported here: the other commands need no MQTT.
-    from edge_agent.assembly import build_agent
+    try:
+        from edge_agent.assembly import build_agent
+    except ModuleNotFoundError as error:
+        message = f"expected what a station needs to be installed, but there is no module {error.name}"
+        raise InvalidRequestError(message, hint="pip install 'fieldpost[edge]'") from error
     from fieldpost.logs import configure_logging
 
     configure_logging(settings.log_level)

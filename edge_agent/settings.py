@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from edge_agent.framing import FORMATS
 from edge_agent.settings_table import about, describe, from_environment, make
-from edge_agent.uplink import parse_broker_url
+from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import InvalidRequestError, RejectedError
 from fieldpost.names import check_name
 

@@ -15,15 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fieldpost.errors import InvalidRequestError, OfflineError
+from fieldpost.broker_url import BrokerUrl
+from fieldpost.errors import OfflineError
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 3.0
 BACKOFF_FIRST_S = 1.0
@@ -78,16 +77,6 @@ class Uplink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
-    """One broker's address."""
-
-    url: str
-    host: str
-    port: int
-    is_tls: bool
-
-
-@dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files for mqtts brokers; None for the system's authorities, or for no certificate of our own."""
 
@@ -102,22 +91,6 @@ class LastWill:
 
     topic: str
     payload: bytes
-
-
-def parse_broker_url(url: str) -> Broker:
-    """Splits mqtt://host:port or mqtts://host:port.
-
-    Raises:
-        InvalidRequestError: It is neither.
-    """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == -1 or parts.path.strip("/"):
-        raise InvalidRequestError(f"expected a broker URL mqtt://host:port or mqtts://host:port, but got {url!r}")
-    return Broker(url, parts.hostname, port or DEFAULT_PORTS[parts.scheme], parts.scheme == "mqtts")
 
 
 def backoff_s(failure_count: int, jitter: float) -> float:
@@ -144,7 +117,7 @@ class MqttUplink:
 
     def __init__(
         self,
-        brokers: list[Broker],
+        brokers: list[BrokerUrl],
         client_id: str,
         topics: list[str],
         will: LastWill,
@@ -193,12 +166,12 @@ class MqttUplink:
             attempt += 1
             reason, was_up = self._connect_and_stay(broker)
             failure_count = 1 if was_up else failure_count + 1
-            self._on_event(LinkDown(broker.url, reason))
+            self._on_event(LinkDown(str(broker), reason))
             # The whole list is tried before the wait grows.
             rounds = 1 + (failure_count - 1) // len(self._brokers)
             self._stop.wait(backoff_s(rounds, random.random()))
 
-    def _connect_and_stay(self, broker: Broker) -> tuple[str, bool]:
+    def _connect_and_stay(self, broker: BrokerUrl) -> tuple[str, bool]:
         """One connection from its beginning to its end.
 
         Returns:
@@ -217,7 +190,7 @@ class MqttUplink:
         client.loop_stop()
         return connection.reason, connection.was_up
 
-    def _make_client(self, broker: Broker) -> mqtt.Client:
+    def _make_client(self, broker: BrokerUrl) -> mqtt.Client:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
@@ -238,7 +211,7 @@ class _Connection:
     """One connection: its client, and what the client's callbacks say in the library's thread."""
 
     def __init__(
-        self, client: mqtt.Client, broker: Broker, topics: list[str], on_event: Callable[[LinkEvent], object]
+        self, client: mqtt.Client, broker: BrokerUrl, topics: list[str], on_event: Callable[[LinkEvent], object]
     ) -> None:
         self._client = client
         self._broker = broker
@@ -293,7 +266,7 @@ class _Connection:
             client.disconnect()
             return
         self.is_up = self.was_up = True
-        self._on_event(LinkUp(self._broker.url))
+        self._on_event(LinkUp(str(self._broker)))
 
     def _on_message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
         self._on_event(MessageCame(message.topic, bytes(message.payload)))

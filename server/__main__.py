@@ -93,11 +93,11 @@ def broker(
     """Run the embedded MQTT broker alone, until SIGTERM; for trying things out on one machine."""
 
     def work() -> None:
+        from fieldpost.broker_url import parse_broker_url
         from server.broker import EmbeddedBroker
-        from server.broker_url import BrokerUrl
 
         configure_logging()
-        url = BrokerUrl.parse(f"embedded://{address}")
+        url = parse_broker_url(f"embedded://{address}", ["embedded"])
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())

@@ -10,13 +10,13 @@ import socket
 from contextlib import AsyncExitStack
 from functools import partial
 
+from fieldpost.broker_url import BrokerUrl, parse_broker_url
 from server.analyses import find_analyses
 from server.batcher import Batcher
 from server.broadcast import Broadcast
 from server.broker import EmbeddedBroker
-from server.broker_url import BrokerUrl
 from server.dispatcher import Dispatcher
-from server.gateway import Gateway
+from server.gateway import Gateway, TlsFiles
 from server.grpc_api import GrpcServer
 from server.ingest import Ingest
 from server.pending import activate_models
@@ -37,15 +37,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    urls = [
-        BrokerUrl.parse(
-            url,
-            ca_file=settings.mqtt_ca_file,
-            cert_file=settings.mqtt_cert_file,
-            key_file=settings.mqtt_key_file,
-        )
-        for url in settings.mqtt_urls
-    ]
+    urls = [parse_broker_url(url, ("mqtt", "mqtts", "embedded")) for url in settings.mqtt_urls]
     async with AsyncExitStack() as parts:  # ends them in the opposite order
         store = Store(settings.database, settings.segments)
         parts.callback(store.close)
@@ -74,10 +66,12 @@ def _start_gateways(
 ) -> None:
     refused = RefusedMessages(settings.data_folder / "refused")
     client_id = settings.mqtt_client_id or f"fieldpost-server-{socket.gethostname()}-{os.getpid()}"
+    files = (settings.mqtt_ca_file, settings.mqtt_cert_file, settings.mqtt_key_file)
+    tls = TlsFiles(*(str(path) if path else None for path in files))
     for url in urls:
         if url.is_embedded:
             parts.callback(EmbeddedBroker(url.host, url.port).close)
-        gateway = Gateway(url, client_id, ingest, store, refused, message_bytes_max=settings.message_bytes_max)
+        gateway = Gateway(url, client_id, ingest, store, refused, message_bytes_max=settings.message_bytes_max, tls=tls)
         parts.callback(gateway.close)
 
 

@@ -20,13 +20,13 @@ from google.protobuf.message import DecodeError
 from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy import Connection, update
 
+from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import OverloadedError, RejectedError
 from fieldpost.names import UP, parse_up_topic, receipts_topic
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2, station_pb2
 from server.admission import CheckedBundle, reject, write_receipt
-from server.broker_url import BrokerUrl
 from server.ingest import Ingest
 from server.refused import RefusedMessages
 from server.store import Store
@@ -37,6 +37,15 @@ logger = logging.getLogger(__name__)
 MESSAGES_MAX = 64
 """Messages between broker and commit; beyond them the broker keeps its own."""
 KEEPALIVE_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for mqtts brokers; None for the system's authorities, or for no certificate of our own."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Gateway:
         refused: RefusedMessages,
         *,
         message_bytes_max: int,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._message_bytes_max = message_bytes_max
         self._ingest = ingest
@@ -82,7 +92,7 @@ class Gateway:
         self._generation = 0
         self._unacknowledged: OrderedDict[tuple[int, int], bool] = OrderedDict()
         self.is_connected = threading.Event()
-        self._client = self._make_client(client_id)
+        self._client = self._make_client(client_id, tls or TlsFiles())
         self._thread = threading.Thread(target=self._run, name=f"gateway {url.host}", daemon=True)
         self._thread.start()
         self._client.connect_async(url.host, url.port, keepalive=KEEPALIVE_S)
@@ -96,13 +106,14 @@ class Gateway:
         self._events.put(None)
         self._thread.join()
 
-    def _make_client(self, client_id: str) -> mqtt.Client:
+    def _make_client(self, client_id: str, tls: TlsFiles) -> mqtt.Client:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id, clean_session=True, protocol=mqtt.MQTTv311, manual_ack=True
         )
         client.reconnect_delay_set(min_delay=1, max_delay=15)
         client.max_inflight_messages_set(1000)
-        self._url.configure_tls(client)
+        if self._url.is_tls:
+            client.tls_set(tls.ca_file, tls.cert_file, tls.key_file)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message

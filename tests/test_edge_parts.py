@@ -23,7 +23,8 @@ from edge_agent.quarantine import Quarantine
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
 from edge_agent.source_threads import Captured, SourceEnded, SourceThread
 from edge_agent.sources.source import Sink, Stopping
-from edge_agent.uplink import backoff_s, parse_broker_url
+from edge_agent.uplink import backoff_s
+from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import BrokenStateError
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2

@@ -15,12 +15,12 @@ from paho.mqtt.enums import CallbackAPIVersion
 from server_support import EPOCH, make_bundle, make_observation, open_store
 from sqlalchemy import func, select
 
+from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import InvalidRequestError, TryAgainError
 from fieldpost.names import observations_topic, receipts_topic, status_topic
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2, station_pb2
 from server.broker import EmbeddedBroker
-from server.broker_url import BrokerUrl
 from server.gateway import Gateway
 from server.ingest import Ingest
 from server.refused import RefusedMessages
@@ -77,7 +77,7 @@ class Server:
         self.store: Store = open_store(folder)
         self.ingest = Ingest(self.store, payload_bytes_max=1 << 20, on_stored=lambda: None)
         self.refused = RefusedMessages(folder / "refused")
-        url = BrokerUrl.parse(f"mqtt://127.0.0.1:{port}")
+        url = parse_broker_url(f"mqtt://127.0.0.1:{port}")
         self.gateway = Gateway(
             url, "test-server", self.ingest, self.store, self.refused, message_bytes_max=MESSAGE_BYTES_MAX
         )
@@ -236,5 +236,5 @@ def test_a_taken_port_is_said_to_be_taken(free_port: int) -> None:
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1", "http://a", "mqtt://", "mqtt://a:b", "mqtt://a/b"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(InvalidRequestError, match="expected mqtt://"):
-        BrokerUrl.parse(url)
+    with pytest.raises(InvalidRequestError, match="expected a broker URL mqtt://"):
+        parse_broker_url(url)

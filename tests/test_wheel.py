@@ -90,3 +90,18 @@ def run(program: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_an_agent_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(f'station = "a"\nbroker_urls = ["mqtt://127.0.0.1:1"]\nbuffer_folder = "{tmp_path}/b"\n')
+    script = (
+        "import sys; sys.modules['paho'] = None\n"
+        "from edge_agent.cli import run\n"
+        f"sys.exit(run(['run', '--config', {str(config)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "paho" in done.stderr
+    assert "pip install 'fieldpost[edge]'" in done.stderr
+    assert "Traceback" not in done.stderr
