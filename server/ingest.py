@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from fieldpost.errors import FieldpostError, OverloadedError, RejectedError, TryAgainError
+from fieldpost.errors import FieldpostError, OverloadedError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, check_bundle
@@ -117,7 +117,7 @@ class Ingest:
     def _check_into(self, group: _Group, bundle: pb.Bundle, future: Future[receipt_pb2.Receipt]) -> None:
         try:
             checked = check_bundle(bundle, self._payload_bytes_max)
-        except RejectedError as error:
+        except Exception as error:  # whatever a bundle can break concerns its sender, and nobody who waits behind it
             future.set_exception(error)
             return
         group.bundles.append(checked)

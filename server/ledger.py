@@ -224,5 +224,5 @@ def _insert_text(dialect: Dialect) -> str:
 
 
 def _nanos(instant: Timestamp) -> int:
-    """Timestamp.ToNanoseconds, without its checks: the bounds of the type were checked when it was parsed."""
+    """Timestamp.ToNanoseconds, without its checks: check_bundle has held the bounds."""
     return instant.seconds * 1_000_000_000 + instant.nanos

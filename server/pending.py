@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import Connection, exists, insert, select, update
 
 from fieldpost.errors import BrokenStateError
@@ -107,6 +108,10 @@ def load_items(
             observation = pb.Observation.FromString(read_segment(each.place))
         except BrokenStateError as error:
             loaded.append((each, error))
+            continue
+        except DecodeError as error:
+            where = f"at offset {each.place.offset} of segment {each.place.segment}"
+            loaded.append((each, BrokenStateError(f"expected an observation {where}, but got: {error}")))
             continue
         header = observation.header
         each = replace(each, is_time_known=header.HasField("measure_time"))

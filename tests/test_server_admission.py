@@ -69,6 +69,16 @@ def test_an_instrument_name_that_breaks_the_rule_is_refused(name: str) -> None:
     assert reasons(bundle) == [(1, receipt_pb2.REJECTION_REASON_INVALID)]
 
 
+@pytest.mark.parametrize(("seconds", "nanos"), [(10**15, 0), (-(10**15), 0), (0, -1), (0, 10**9)])
+@pytest.mark.parametrize("field", ["measure_time", "capture_clock"])
+def test_a_time_that_64_bits_of_nanoseconds_cannot_hold_is_refused(field: str, seconds: int, nanos: int) -> None:
+    bundle = make_bundle(1, 2)
+    header = bundle.observations[0].header
+    instant = header.measure_time if field == "measure_time" else header.capture_clock.wall_time
+    instant.seconds, instant.nanos = seconds, nanos
+    assert reasons(bundle) == [(1, receipt_pb2.REJECTION_REASON_INVALID)]
+
+
 def test_an_empty_bundle_has_no_identity() -> None:
     with pytest.raises(InvalidObservationError, match="empty"):
         check_bundle(pb.Bundle(), MAX)

@@ -133,18 +133,30 @@ def test_an_observation_that_cannot_be_predicted_is_named_and_not_tried_for_ever
     run(tmp_path, scenario)
 
 
-def test_a_payload_that_is_lost_on_disk_is_left_pending_and_disturbs_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_payload_that_is_lost_on_disk_is_left_pending_and_disturbs_no_other(tmp_path: Path, damage: str) -> None:
     async def scenario(predicting: Predicting) -> None:
         await predicting.send(1, 2)
-        await asyncio.wrap_future(
-            predicting.store.write(
-                lambda connection: connection.execute(
-                    update(observations).where(observations.c.sequence == 1).values(segment_offset=1 << 40)
+        with predicting.store.read() as connection:
+            query = select(observations.c.segment_offset, observations.c.stored_bytes)
+            offset, length_bytes = connection.execute(query.where(observations.c.sequence == 1)).one()
+        if damage == "cut":
+            await asyncio.wrap_future(
+                predicting.store.write(
+                    lambda connection: connection.execute(
+                        update(observations).where(observations.c.sequence == 1).values(segment_offset=1 << 40)
+                    )
                 )
             )
-        )
+        else:
+            (segment,) = (tmp_path / "segments").glob("*.seg")
+            content = bytearray(segment.read_bytes())
+            content[offset : offset + length_bytes] = b"\xff" * length_bytes
+            segment.write_bytes(content)
         task = await predicting.start()
         assert sorted(await predicting.wait_for(1)) == [2]
+        await predicting.send(3)
+        assert sorted(await predicting.wait_for(2)) == [2, 3]
         await stop(task)
 
     run(tmp_path, scenario)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from server_support import EPOCH, make_bundle, make_observation, open_store
 from sqlalchemy import func, select
 
@@ -106,6 +108,41 @@ def test_an_unknown_station_is_refused_and_leaves_no_trace(ingest: Ingest, store
     receipt = ingest.submit(make_bundle(1, station="atlantis")).result(10)
     assert [each.reason for each in receipt.rejections] == [receipt_pb2.REJECTION_REASON_UNKNOWN_INSTRUMENT]
     assert stored(store) == {}
+
+
+int64 = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, 1, -1, 2**53, 2**63 - 1, -(2**63)]))
+headers = st.builds(
+    lambda **fields: pb.ObservationHeader(
+        **{key: value for key, value in fields.items() if key not in ("seconds", "nanos")},
+        measure_time={"seconds": fields["seconds"], "nanos": fields["nanos"]},
+    ),
+    station=st.sampled_from(["lindenberg", "payerne", "", "LINDENBERG", "a/b"]),
+    instrument=st.sampled_from(["cl51", "cl31", "", "+", "x" * 200]),
+    epoch=st.sampled_from([EPOCH, "f" * 32, "", "F" * 32]),
+    sequence=int64,
+    sha256=st.binary(max_size=40),
+    payload_bytes=int64,
+    payload_encoding=st.integers(-5, 5),
+    payload_format=st.text(max_size=20),
+    origin=st.text(max_size=20),
+    seconds=int64,
+    nanos=st.integers(-(2**31), 2**31 - 1),
+)
+strange = st.builds(pb.Observation, header=headers, payload=st.binary(max_size=60))
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # one store for all examples: what one leaves behind must not harm the next
+@given(observations_=st.lists(strange, max_size=4))
+def test_whatever_a_bundle_holds_it_gets_an_answer_and_harms_no_other(
+    ingest: Ingest, observations_: list[pb.Observation]
+) -> None:
+    bad = ingest.submit(pb.Bundle(observations=observations_))
+    good = ingest.submit(make_bundle(1, 2, 3))
+    assert held(good.result(10)) == [(1, 3)]
+    error = bad.exception(10)
+    assert error is None or isinstance(error, InvalidObservationError), error
 
 
 def test_a_flood_of_refusals_is_one_line_in_the_log_and_every_one_is_counted(
