@@ -14,11 +14,10 @@ from fieldpost.payload import check_payloads
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
+from server.instants import is_storable
 
 SEQUENCE_MAX = 2**53
 """Nobody counts so far; a larger sequence is a broken station."""
-SECONDS_MAX = 9_200_000_000
-"""Instants are kept as nanoseconds in 64 bits. A message may say any number of seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def _check_header(
         detail = f"expected a payload of at most {payload_bytes_max} bytes, but got {header.payload_bytes}"
         return reject(header, receipt_pb2.REJECTION_REASON_TOO_LARGE, detail)
     for name, instant in (("measure", header.measure_time), ("wall", header.capture_clock.wall_time)):
-        if not (abs(instant.seconds) <= SECONDS_MAX and 0 <= instant.nanos < 1_000_000_000):
+        if not is_storable(instant):
             detail = f"expected a {name} time between the years 1678 and 2261, but got {instant.seconds} s since 1970"
             return reject(header, receipt_pb2.REJECTION_REASON_INVALID, detail)
     try:

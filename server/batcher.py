@@ -99,11 +99,6 @@ class Batcher:
         self._schedule_pump()
         return answer
 
-    @property
-    def waiting_count(self) -> int:
-        """Observations that no worker has yet."""
-        return sum(map(len, self._queues.values())) + sum(len(each.requests) for each in self._again)
-
     def close(self) -> None:
         """Ends the workers. Who still waits gets a TryAgainError."""
         for worker in self.workers:

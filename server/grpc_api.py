@@ -6,13 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Literal
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fieldpost.errors import OverloadedError
+from fieldpost.errors import InvalidRequestError, OverloadedError
 from fieldpost.v1 import (
     ingest_service_pb2,
     ingest_service_pb2_grpc,
@@ -25,6 +25,7 @@ from fieldpost.v1 import (
 )
 from server.broadcast import Broadcast
 from server.ingest import Ingest
+from server.instants import is_storable, to_nanos
 from server.predictions import PredictionFilter, last_prediction_id, list_after, list_predictions
 from server.stations import list_stations
 from server.status import as_status
@@ -92,8 +93,8 @@ class PredictionsServicer(predictions_service_pb2_grpc.PredictionsServicer):
                 request.instrument,
                 request.analysis,
                 request.model_version,
-                _nanos(request.start_time) if request.HasField("start_time") else None,
-                _nanos(request.end_time) if request.HasField("end_time") else None,
+                _nanos(request, "start_time"),
+                _nanos(request, "end_time"),
             )
             return await asyncio.to_thread(self._list, wanted, request.page_size, request.page_token)
 
@@ -212,5 +213,13 @@ def _service_names(module: object) -> list[str]:
     return [each.full_name for each in module.DESCRIPTOR.services_by_name.values()]  # type: ignore[attr-defined]
 
 
-def _nanos(timestamp: Timestamp) -> int:
-    return timestamp.ToNanoseconds()
+def _nanos(
+    request: predictions_service_pb2.ListPredictionsRequest, field: Literal["start_time", "end_time"]
+) -> int | None:
+    """The instant of a field; None where it is absent."""
+    if not request.HasField(field):
+        return None
+    instant = request.start_time if field == "start_time" else request.end_time
+    if not is_storable(instant):
+        raise InvalidRequestError(f"expected a {field} between the years 1678 and 2261, but got {instant.seconds} s")
+    return to_nanos(instant)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Dialect, Table, bindparam, case, func, insert, select, update
 
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, judge, write_receipt
+from server.instants import to_nanos
 from server.segments import SegmentWriter
 from server.tables import epochs, instruments, observations, segments, stations
 
@@ -143,8 +143,8 @@ class Ledger:
         for (observation, epoch_id, instrument_id), record, offset in zip(new, records, offsets, strict=True):
             header = observation.header
             sequence = header.sequence
-            capture = _nanos(header.capture_clock.wall_time) or time.time_ns()
-            measure = _nanos(header.measure_time) if header.HasField("measure_time") else capture
+            capture = to_nanos(header.capture_clock.wall_time) or time.time_ns()
+            measure = to_nanos(header.measure_time) if header.HasField("measure_time") else capture
             facts = (measure, capture, header.payload_bytes, header.sha256)
             rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record)))
             if sequence > self._last_sequences.get(epoch_id, 0):
@@ -221,8 +221,3 @@ def _insert_rows(connection: Connection, rows: list[tuple[Any, ...]]) -> None:
 @cache
 def _insert_text(dialect: Dialect) -> str:
     return str(insert(observations).inline().values(dict.fromkeys(_COLUMNS)).compile(dialect=dialect))
-
-
-def _nanos(instant: Timestamp) -> int:
-    """Timestamp.ToNanoseconds, without its checks: check_bundle has held the bounds."""
-    return instant.seconds * 1_000_000_000 + instant.nanos

@@ -196,9 +196,10 @@ def _to_message(row: Row[Any]) -> prediction_pb2.Prediction:
 def _parse_token(token: str) -> tuple[int, int]:
     measure, separator, number = token.rpartition("-")
     try:
-        if not separator:
+        position = int(measure), int(number)
+        if not separator or any(abs(each) >= 2**63 for each in position):
             raise ValueError(token)
-        return int(measure), int(number)
+        return position
     except ValueError as error:
         raise InvalidRequestError(
             f"expected next_page_token of an earlier answer as page_token, but got {token[:80]!r}"

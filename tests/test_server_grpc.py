@@ -174,6 +174,9 @@ def test_a_listed_prediction_says_what_it_is_of(tmp_path: Path) -> None:
         predictions_service_pb2.ListPredictionsRequest(instrument="cl51"),
         predictions_service_pb2.ListPredictionsRequest(model_version=1),
         predictions_service_pb2.ListPredictionsRequest(page_token="what?"),
+        predictions_service_pb2.ListPredictionsRequest(page_token=f"{2**70}-1"),
+        predictions_service_pb2.ListPredictionsRequest(start_time={"seconds": 10**15}),
+        predictions_service_pb2.ListPredictionsRequest(end_time={"seconds": 200_000_000_000}),
     ],
 )
 def test_a_request_that_makes_no_sense_says_what_was_expected(
