@@ -69,10 +69,7 @@ def _decide_replay(command: pb.Command, epoch: str, held: RangeSet) -> Decision:
             text = f"{asked.first_sequence}..{asked.last_sequence}"
             return _refused(command, f"expected ranges of sequences from 1 on, first to last, but got {text}")
         wanted.add(asked.first_sequence, asked.last_sequence)
-    present = RangeSet(wanted)
-    for first, last in wanted:
-        for gap_first, gap_last in held.gaps(first, last):
-            present.discard(gap_first, gap_last)
+    present = RangeSet(part for first, last in wanted for part in held.common(first, last))
     if not present:
         return _refused(command, f"expected ranges that the buffer still has, but it has none of {list(wanted)[:10]}")
     return Decision(pb.CommandResult(command_id=command.command_id, is_accepted=True), tuple(present))

@@ -82,10 +82,8 @@ class Ledger:
             done.append(self.refusals[REPLACED].sequences)
         rest = RangeSet([(first, last)])
         for ranges in done:
-            for gap_first, gap_last in list(rest):
-                rest.discard(gap_first, gap_last)
-                for open_first, open_last in ranges.gaps(gap_first, gap_last):
-                    rest.add(open_first, open_last)
+            for done_first, done_last in ranges.common(first, last):
+                rest.discard(done_first, done_last)
         return not rest
 
     def refused_count(self) -> int:

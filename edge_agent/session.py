@@ -181,7 +181,7 @@ class Session:
     def _take_receipt(
         self, held: tuple[tuple[int, int], ...], refused: tuple[RefusedObservation, ...], now_s: float, jitter: float
     ) -> list[Action]:
-        known = [part for first, last in held for part in _common(self._published, first, last)]
+        known = [part for first, last in held for part in self._published.common(first, last)]
         refusals = [r for r in refused if r.sequence in self._published and r.sequence not in self._settled]
         in_flight_before = len(self._in_flight)
         for first, last in known:
@@ -243,11 +243,3 @@ class Session:
                 open_ranges.discard(first, last)
         self._release_in_flight()
         self._fresh_from = self._last_sequence + 1
-
-
-def _common(ranges: RangeSet, first: int, last: int) -> list[tuple[int, int]]:
-    """The parts of first..last that are in the set, ascending."""
-    common = RangeSet([(first, last)])
-    for gap_first, gap_last in ranges.gaps(first, last):
-        common.discard(gap_first, gap_last)
-    return list(common)

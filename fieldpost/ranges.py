@@ -84,6 +84,13 @@ class RangeSet:
             yield start, min(end, last)
             start = self.first_missing(end + 1)
 
+    def common(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The ranges within first..last that are in the set, ascending."""
+        i = bisect_left(self._lasts, first)
+        while i < len(self._firsts) and self._firsts[i] <= last:
+            yield max(first, self._firsts[i]), min(last, self._lasts[i])
+            i += 1
+
     def __contains__(self, number: int) -> bool:
         i = bisect_left(self._lasts, number)
         return i < len(self._firsts) and self._firsts[i] <= number

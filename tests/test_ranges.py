@@ -65,3 +65,10 @@ def test_a_million_consecutive_numbers_are_one_range() -> None:
     for first in range(1, 1_000_001, 1000):
         ranges.add(first, first + 999)
     assert list(ranges) == [(1, 1_000_000)]
+
+
+@given(st.sets(NUMBERS), RANGES)
+def test_common_are_the_numbers_of_the_span_that_are_in_the_set(model: set[int], span: tuple[int, int]) -> None:
+    pairs = list(RangeSet.of(model).common(*span))
+    assert numbers(RangeSet(pairs)) == set(range(span[0], span[1] + 1)) & model
+    assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(pairs)), "not ascending and apart"
