@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import os
 import random
-import shutil
 import sqlite3
 import sys
 import tempfile
@@ -35,7 +34,7 @@ import psutil
 from benchmarks.floors import grpc_echo, paho_to_paho, segment_append, send_over_grpc
 from benchmarks.report import median, print_report
 from demo.plan import PlannedInstrument, PlannedStation, write_stations_file
-from demo.processes import Processes, free_port, program
+from demo.processes import Processes, find_mosquitto, free_port, program
 from fieldpost.payload import encode_payload
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
@@ -99,7 +98,7 @@ class Network:
     def _broker_command(self, kind: str) -> list[str]:
         if kind == "embedded":
             return [program("fieldpost-server"), "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
-        mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        mosquitto = find_mosquitto()
         if mosquitto is None:
             sys.exit("mosquitto is not installed: make mosquitto, or use --broker embedded")
         config = self.folder / "mosquitto.conf"

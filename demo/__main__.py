@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from sqlalchemy import func, select
 
 from demo.account import take_account
 from demo.figures import draw_figures
@@ -32,6 +33,7 @@ from fieldpost import Client
 from fieldpost.errors import BrokenStateError, FieldpostError, InvalidRequestError
 from server.settings import load_settings
 from server.store import Store
+from server.tables import observations, predictions
 
 MARK = ".made-by-fieldpost-demo"
 DAY_S = 30.0
@@ -121,37 +123,29 @@ class Demo:
                 link.mend()
                 self.console.print(f"[green]the link of {name} is back[/green]")
 
-    def wait_for_predictions(self, client: Client) -> None:
-        """Returns when nothing that is held waits for its prediction any more: none came for a while."""
+    def wait_for_predictions(self, store: Store) -> None:
+        """Returns when everything has its prediction, or no further one has come for a while."""
         deadline = time.monotonic() + PREDICTIONS_TIMEOUT_S
-        held = sum(count_held(client).values())
         counted = -1
         while time.monotonic() < deadline:
-            before, counted = counted, sum(1 for _ in client.iter_predictions())
-            if counted >= held or counted == before:
+            with store.read() as connection:
+                held = connection.scalar(select(func.count()).select_from(observations))
+                before, counted = counted, connection.scalar(select(func.count()).select_from(predictions)) or 0
+            if counted in (held, before):
                 return
             time.sleep(2)
 
-    def archive(self) -> None:
+    def archive(self, store: Store) -> None:
         """Runs the archive flow, as a person would from a command line; Prefect shows the run and its artifacts."""
         self.processes.wait_for_port("prefect", self.prefect_port)
-        first_day, last_day = self.days()
+        measured = observations.c.measure_unix_nanos
+        with store.read() as connection:
+            instants = connection.execute(select(func.min(measured), func.max(measured))).one()
+        first_day, last_day = (datetime.fromtimestamp((each or 0) / 1e9, UTC).date().isoformat() for each in instants)
         command = [sys.executable, "-m", "flows", "archive", "--first-day", first_day, "--last-day", last_day]
         self.processes.start("archive", command, self.environment)
         while not self.processes.has_ended("archive"):
             time.sleep(0.2)
-
-    def days(self) -> tuple[str, str]:
-        """The first and the last UTC day that was measured."""
-        store = Store(self.settings.database, self.settings.segments)
-        try:
-            with store.read() as connection:
-                query = "select min(measure_unix_nanos), max(measure_unix_nanos) from observation"
-                first, last = connection.exec_driver_sql(query).one()
-        finally:
-            store.close()
-        first_day, last_day = (datetime.fromtimestamp((each or 0) / 1e9, UTC).date() for each in (first, last))
-        return first_day.isoformat(), last_day.isoformat()
 
     def close(self) -> None:
         """Ends everything."""
@@ -198,10 +192,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
             demo.start_station(station, ends=True)
         show_until_done(console, lambda: demo.look(client), demo.cut_and_mend)
         console.print("everything is delivered; waiting for the last predictions, then archiving the day")
-        demo.wait_for_predictions(client)
-        demo.archive()
         store = Store(demo.settings.database, demo.settings.segments)
         parts.callback(store.close)
+        demo.wait_for_predictions(store)
+        demo.archive(store)
         figures = draw_figures(stations, store, output / "figures")
         with store.read() as connection:
             accounts = take_account(stations, output / "stations", connection, client)

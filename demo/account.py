@@ -42,17 +42,17 @@ class InstrumentAccount:
     instrument_model: str
     written: int
     held: int
-    predicted: int
-    failed: int
     archived: int
     lost: int
-    duplicates_dropped: int
-    latency_p50_s: float | None
-    latency_p99_s: float | None
-    height_available_percent: float | None
-    mean_error_m: float | None
-    mean_absolute_error_m: float | None
-    median_absolute_error_m: float | None
+    predicted: int = 0
+    failed: int = 0
+    duplicates_dropped: int = 0
+    latency_p50_s: float | None = None
+    latency_p99_s: float | None = None
+    height_available_percent: float | None = None
+    mean_error_m: float | None = None
+    mean_absolute_error_m: float | None = None
+    median_absolute_error_m: float | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -102,42 +102,36 @@ def _account(
         instrument_model=instrument.instrument_model,
         written=written,
         held=in_store.total(),
-        predicted=0,
-        failed=0,
         archived=_read_archived(connection, station, instrument.name),
         lost=lost,
-        duplicates_dropped=0,
-        latency_p50_s=None,
-        latency_p99_s=None,
-        height_available_percent=None,
-        mean_error_m=None,
-        mean_absolute_error_m=None,
-        median_absolute_error_m=None,
     )
     _add_predictions(account, instrument, client)
     return account
 
 
 def _add_predictions(account: InstrumentAccount, instrument: PlannedInstrument, client: Client) -> None:
-    latencies = []
+    latencies, times, heights = [], list[int](), list[float]()
     reasons: Counter[str] = Counter()
     for prediction in client.iter_predictions(station=account.station, instrument=account.instrument):
         latencies.append(prediction.predict_time.ToNanoseconds() - prediction.capture_time.ToNanoseconds())
         if prediction.failure:
             account.failed += 1
             reasons[prediction.failure] += 1
-        else:
-            account.predicted += 1
+            continue
+        account.predicted += 1
+        for variable in prediction.variables:
+            if variable.name == HEIGHT:
+                times += prediction.sample_unix_nanos
+                heights += variable.values
     account.failures = [f"{count} x {reason}" for reason, count in reasons.most_common(5)]
     if latencies:
         account.latency_p50_s, account.latency_p99_s = (float(x) / 1e9 for x in np.percentile(latencies, (50, 99)))
-    table = client.predictions(station=account.station, instrument=account.instrument)
-    if HEIGHT not in table.variables or not len(table):
+    if not heights:
         return
-    height_m = table[HEIGHT]
+    height_m = np.array(heights, np.float32)
     account.height_available_percent = float(np.isfinite(height_m).mean() * 100)
     if instrument.seed is not None:
-        error_m = height_m - true_height_m(instrument.seed, table.time)
+        error_m = height_m - true_height_m(instrument.seed, np.array(times, np.int64))
         error_m = error_m[np.isfinite(error_m)]
         if len(error_m):
             account.mean_error_m = float(error_m.mean())
@@ -145,10 +139,9 @@ def _add_predictions(account: InstrumentAccount, instrument: PlannedInstrument, 
             account.median_absolute_error_m = float(np.median(np.abs(error_m)))
 
 
-def true_height_m(seed: int, time: NDArray[np.datetime64]) -> NDArray[np.float64]:
+def true_height_m(seed: int, unix_nanos: NDArray[np.int64]) -> NDArray[np.float64]:
     """The mixing height of the simulated sky, (time,), m above ground; NaN where there is none."""
-    unix_s = time.astype("datetime64[ns]").astype(np.int64) / 1e9
-    return np.asarray(Atmosphere(seed).truth(unix_s).mixing_height_m, dtype=np.float64)
+    return np.asarray(Atmosphere(seed).truth(unix_nanos / 1e9).mixing_height_m, dtype=np.float64)
 
 
 def _read_buffer(folder: Path) -> dict[str, Counter[bytes]]:

@@ -48,7 +48,7 @@ def draw_figures(stations: Sequence[PlannedStation], store: Store, folder: Path)
                 if instrument.seed is not None:
                     times = [each.measure_unix_nanos for each in inputs]
                     nanos = np.linspace(min(times), max(times), TRUTH_POINTS).astype(np.int64)
-                    height_m = true_height_m(instrument.seed, nanos.view("datetime64[ns]"))
+                    height_m = true_height_m(instrument.seed, nanos)
                     truth = nanos, height_m.astype(np.float32)
                 title = f"{station.name}/{instrument.name}"
                 importlib.import_module(package).draw(path, title, inputs, results, truth)

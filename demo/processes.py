@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,11 +68,9 @@ class Processes:
         while time.monotonic() < deadline:
             if self.has_ended(name):
                 raise self._failure(name, "it ended too early")
-            with socket.socket() as probe:
-                probe.settimeout(0.5)
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.1)
+            if is_listening(port):
+                return
+            time.sleep(0.05)
         raise self._failure(name, f"it does not listen on port {port} after {timeout_s:g} s")
 
     def stop(self, name: str) -> None:
@@ -111,6 +110,18 @@ def free_port(preferred: int = 0) -> int:
                 continue
             return port
     raise BrokenStateError("no TCP port of the loopback is free")
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody takes connections on the port of the loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def find_mosquitto() -> str | None:
+    """The path of Mosquitto, which some put where ordinary users do not look; None where it is not installed."""
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def program(name: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from demo.processes import free_port
+from demo.processes import find_mosquitto, free_port, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+MOSQUITTO = find_mosquitto()
 
 
 def skip_or_fail(reason: str) -> None:
@@ -46,10 +44,8 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             pytest.fail(f"{process.args!r} ended with status {process.returncode}")
-        with socket.socket() as probe:
-            probe.settimeout(0.2)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if is_listening(port):
+            return
     pytest.fail(f"nothing listens on port {port} after {timeout_s} s")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import shutil
 import socket
 import ssl
 import subprocess
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
+from conftest import MOSQUITTO, skip_or_fail
 from paho.mqtt.enums import CallbackAPIVersion
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy" / "mosquitto"
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 UP, DOWN = "fieldpost/v1/up", "fieldpost/v1/down"
 
 pytestmark = pytest.mark.mosquitto
@@ -95,9 +94,7 @@ Start = Callable[..., int]
 @pytest.fixture
 def start_broker(certificates: Path, tmp_path: Path, free_port: int) -> Iterator[Start]:
     if MOSQUITTO is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("mosquitto is not installed")
-        pytest.skip("mosquitto is not installed (make mosquitto)")
+        skip_or_fail("mosquitto is not installed (make mosquitto)")
     running: list[subprocess.Popen[str]] = []
 
     def start(*, with_revocation: bool = False) -> int:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
-from demo.processes import free_port, program
+from demo.processes import find_mosquitto, free_port, is_listening, program
 
 SEED = 5
 START_TIME = "2026-03-01T00:00:00Z"
@@ -59,9 +56,8 @@ class Network:
     def wait_until_listening(self, name: str, port: int) -> None:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
+            if is_listening(port):
+                return
             time.sleep(0.05)
         raise TimeoutError(f"{name} does not listen:\n{self.log(name)}")
 
@@ -76,7 +72,7 @@ class Network:
     def _broker_command(self, kind: str) -> list[str]:
         if kind == "amqtt":
             return [program("fieldpost-server"), "broker", "--address", f"127.0.0.1:{self.mqtt_port}"]
-        mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        mosquitto = find_mosquitto()
         if mosquitto is None:
             raise FileNotFoundError("mosquitto is not installed")
         config = self.folder / "mosquitto.conf"
