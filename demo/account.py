@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select
 
 from demo.plan import PlannedInstrument, PlannedStation
-from edge_agent.day_file import DayFile
-from edge_agent.day_files import list_day_files
+from edge_agent.storage.day_file import DayFile
+from edge_agent.storage.day_files import list_day_files
 from fieldpost import Client
 from fieldpost.simulation import Atmosphere
 from server.tables import bags, epochs, instruments, observations, stations

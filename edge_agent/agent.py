@@ -21,10 +21,8 @@ from google.protobuf.message import DecodeError
 from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
 from edge_agent.commands import CommandBook
-from edge_agent.durable import replace_file
 from edge_agent.intake import Intake
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
-from edge_agent.retention import RetentionPolicy
 from edge_agent.second_chance import SecondChance
 from edge_agent.session import Session, SessionLimits
 from edge_agent.session_events import (
@@ -46,6 +44,8 @@ from edge_agent.session_events import (
 from edge_agent.settings import AgentSettings
 from edge_agent.source_threads import Captured, Quarantined, SourceAlarm, SourceEnded, SourceThread
 from edge_agent.sources.source import Source
+from edge_agent.storage.durable import replace_file
+from edge_agent.storage.retention import RetentionPolicy
 from edge_agent.upkeep import LEDGER_OBSERVATIONS, Upkeep
 from edge_agent.uplink import LinkDown, LinkUp, MessageCame, Uplink
 from fieldpost.errors import FieldpostError, OfflineError

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from edge_agent.agent import Agent
 from edge_agent.buffer import Buffer
 from edge_agent.report import last_will
-from edge_agent.settings import AgentSettings, FolderSettings, InstrumentSettings, ReplaySettings, SimulatedSettings
+from edge_agent.settings import AgentSettings
+from edge_agent.source_settings import FolderSettings, InstrumentSettings, ReplaySettings, SimulatedSettings
 from edge_agent.sources.folder import FolderSource
 from edge_agent.sources.replay import ReplaySource
 from edge_agent.sources.simulated import SimulatedSource

@@ -20,15 +20,15 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.day_file import DayFileName
-from edge_agent.day_files import DayFiles, utc_day
-from edge_agent.durable import disk_error, replace_file, sync_folder
-from edge_agent.ledger import Ledger, ledger_from_json
-from edge_agent.lock import lock_buffer
-from edge_agent.origins import Origins, origins_from_json
-from edge_agent.quarantine import Quarantine
-from edge_agent.records import pack_record
-from edge_agent.retention import RetentionPolicy, StoredFile, choose_expired
+from edge_agent.storage.day_file import DayFileName
+from edge_agent.storage.day_files import DayFiles, utc_day
+from edge_agent.storage.durable import disk_error, replace_file, sync_folder
+from edge_agent.storage.ledger import Ledger, ledger_from_json
+from edge_agent.storage.lock import lock_buffer
+from edge_agent.storage.origins import Origins, origins_from_json
+from edge_agent.storage.quarantine import Quarantine
+from edge_agent.storage.records import pack_record
+from edge_agent.storage.retention import RetentionPolicy, StoredFile, choose_expired
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.names import EPOCH_PATTERN, check_name
 from fieldpost.ranges import RangeSet

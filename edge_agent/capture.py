@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from edge_agent.clock import read_capture_clock
-from edge_agent.records import MAX_PAYLOAD_BYTES
+from edge_agent.storage.records import MAX_PAYLOAD_BYTES
 from fieldpost.errors import InvalidObservationError
 from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb

@@ -110,7 +110,7 @@ def _status(settings: AgentSettings, options: argparse.Namespace) -> int:
 
 
 def _buffer_list(settings: AgentSettings, options: argparse.Namespace) -> int:
-    from edge_agent.inspection import list_files
+    from edge_agent.storage.inspection import list_files
 
     files = list_files(settings.buffer_folder)
     if options.json:
@@ -124,7 +124,7 @@ def _buffer_list(settings: AgentSettings, options: argparse.Namespace) -> int:
 
 
 def _buffer_check(settings: AgentSettings, options: argparse.Namespace) -> int:
-    from edge_agent.inspection import check_file, list_files
+    from edge_agent.storage.inspection import check_file, list_files
 
     checks = [check_file(settings.buffer_folder, file) for file in list_files(settings.buffer_folder)]
     if options.json:

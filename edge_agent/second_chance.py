@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge_agent.ledger import OFFERED_AGAIN, Ledger
+from edge_agent.storage.ledger import OFFERED_AGAIN, Ledger
 
 INTERVAL_S = 600.0
 

@@ -25,9 +25,15 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
-def about(description: str, *, minimum: float | None = None) -> dict[str, Any]:
-    """Metadata of a setting's dataclass field: what it is for, and its lower bound."""
-    return {"description": description, "minimum": minimum}
+def about(description: str, *, minimum: float | None = None, is_remote: bool = False) -> dict[str, Any]:
+    """Metadata of a setting's dataclass field.
+
+    Args:
+        description: What it is for, in a sentence.
+        minimum: Its lower bound; None for none.
+        is_remote: Whether the server may change it while the agent runs.
+    """
+    return {"description": description, "minimum": minimum, "is_remote": is_remote}
 
 
 def describe(owner: type, setting: dataclasses.Field[Any]) -> tuple[str, str, str]:

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edge_agent.capture import Capture, observation_of
-from edge_agent.quarantine import Quarantine
 from edge_agent.sources.source import Source, Stopping
+from edge_agent.storage.quarantine import Quarantine
 from fieldpost.errors import TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 

@@ -6,7 +6,7 @@ import logging
 
 from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
-from edge_agent.retention import RetentionPolicy
+from edge_agent.storage.retention import RetentionPolicy
 from fieldpost.errors import FieldpostError
 
 logger = logging.getLogger(__name__)

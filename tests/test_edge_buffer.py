@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from edge_agent.buffer import Buffer
 from edge_agent.capture import Capture, observation_of
-from edge_agent.day_file import DayFile
-from edge_agent.inspection import check_file, list_files
-from edge_agent.records import pack_record
-from edge_agent.retention import RetentionPolicy, StoredFile, choose_expired
+from edge_agent.storage.day_file import DayFile
+from edge_agent.storage.inspection import check_file, list_files
+from edge_agent.storage.records import pack_record
+from edge_agent.storage.retention import RetentionPolicy, StoredFile, choose_expired
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.payload import decode_checked
 from fieldpost.v1 import observation_pb2 as pb
@@ -312,7 +312,7 @@ def test_a_failed_write_appends_nothing_and_the_file_stays_usable(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.day_file.os.fdatasync", fail)
+        patch.setattr("edge_agent.storage.day_file.os.fdatasync", fail)
         with pytest.raises(expected, match=os.strerror(number)):
             append(buffer, 2, 3)
     assert day_file(buffer).stat().st_size == size
@@ -325,7 +325,9 @@ def test_a_write_that_the_disk_takes_in_small_pieces_is_whole(
     open_buffer: Callable[..., Buffer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.pwrite
-    monkeypatch.setattr("edge_agent.day_file.os.pwrite", lambda fd, content, offset: real(fd, content[:7], offset))
+    monkeypatch.setattr(
+        "edge_agent.storage.day_file.os.pwrite", lambda fd, content, offset: real(fd, content[:7], offset)
+    )
     buffer = open_buffer()
     append(buffer, 1, 2)
     monkeypatch.undo()

@@ -18,11 +18,11 @@ from edge_agent.capture import Capture, observation_of, parse_origin
 from edge_agent.clock import read_capture_clock
 from edge_agent.commands import REMEMBERED_COMMANDS, CommandBook
 from edge_agent.intake import Intake
-from edge_agent.origins import MAX_NAMES, Origins, origins_from_json
-from edge_agent.quarantine import Quarantine
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
 from edge_agent.source_threads import Captured, SourceEnded, SourceThread
 from edge_agent.sources.source import Sink, Stopping
+from edge_agent.storage.origins import MAX_NAMES, Origins, origins_from_json
+from edge_agent.storage.quarantine import Quarantine
 from edge_agent.uplink import backoff_s
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import BrokenStateError
@@ -50,7 +50,7 @@ def test_everything_that_waits_becomes_one_write_and_then_the_sources_are_releas
 ) -> None:
     syncs: list[int] = []
     real = os.fdatasync
-    monkeypatch.setattr("edge_agent.day_file.os.fdatasync", lambda fd: (syncs.append(fd), real(fd)))
+    monkeypatch.setattr("edge_agent.storage.day_file.os.fdatasync", lambda fd: (syncs.append(fd), real(fd)))
     intake = Intake(buffer, Alarms())
     intake.instruments = {"cl51": InstrumentReport("cl51")}
     waiting = [captured(number) for number in range(5)]
@@ -77,7 +77,7 @@ def test_on_a_full_disk_the_sources_wait_with_an_alarm_and_nothing_is_dropped(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_agent.day_file.os.fdatasync", fail)
+        patch.setattr("edge_agent.storage.day_file.os.fdatasync", fail)
         assert not intake.write(now_s=0)
     assert not one.done.done()
     assert "No space left on device" in alarms.texts()[0]

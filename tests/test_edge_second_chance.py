@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edge_agent.ledger import Ledger
 from edge_agent.second_chance import INTERVAL_S, SecondChance
+from edge_agent.storage.ledger import Ledger
 
 
 def ledger_with(*refused: int, reason: str = "UNKNOWN_INSTRUMENT") -> Ledger:

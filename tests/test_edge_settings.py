@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.settings import (
-    AgentSettings,
-    FolderSettings,
-    ReplaySettings,
-    SimulatedSettings,
-    describe_settings,
-    load_settings,
-    parse_settings,
-)
+from edge_agent.settings import AgentSettings, describe_settings, load_settings, parse_settings
+from edge_agent.source_settings import FolderSettings, ReplaySettings, SimulatedSettings
 from fieldpost.errors import InvalidRequestError
 
 TOML = """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge_agent.capture import Capture
-from edge_agent.settings import FolderSettings, ReplaySettings, SimulatedSettings
+from edge_agent.source_settings import FolderSettings, ReplaySettings, SimulatedSettings
 from edge_agent.sources.folder import FolderSource, look_again
 from edge_agent.sources.replay import ReplaySource
 from edge_agent.sources.simulated import SimulatedSource

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.framing import Unframed, frame, recognise
-from edge_agent.settings import FolderSettings
+from edge_agent.source_settings import FolderSettings
 from edge_agent.sources.framed_file import frame_file, in_groups, to_captures
 from edge_agent.sources.source import Sink
 

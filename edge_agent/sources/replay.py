@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edge_agent.capture import Capture
-from edge_agent.settings import ReplaySettings
+from edge_agent.source_settings import ReplaySettings
 from edge_agent.sources.framed_file import GROUP_OBSERVATIONS, frame_file, in_groups, to_captures
 from edge_agent.sources.source import Sink
 from fieldpost.errors import InvalidRequestError

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC
 
 from edge_agent.capture import Capture
-from edge_agent.settings import SimulatedSettings
+from edge_agent.source_settings import SimulatedSettings
 from edge_agent.sources.framed_file import GROUP_OBSERVATIONS
 from edge_agent.sources.source import Sink
 

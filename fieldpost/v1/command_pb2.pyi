@@ -7,6 +7,7 @@ from collections import abc as _abc
 from fieldpost.v1 import receipt_pb2 as _receipt_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -28,6 +29,8 @@ class Command(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     REPLAY_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    TAKE_MODEL_FIELD_NUMBER: _builtins.int
+    SET_SETTING_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Unique id, 32 hexadecimal digits."""
     @_builtins.property
@@ -38,18 +41,28 @@ class Command(_message.Message):
     def report(self) -> Global___ReportCommand:
         """Publish the status now."""
 
+    @_builtins.property
+    def take_model(self) -> Global___TakeModelCommand:
+        """Use this model for the quick look."""
+
+    @_builtins.property
+    def set_setting(self) -> Global___SetSettingCommand:
+        """Change a setting."""
+
     def __init__(
         self,
         *,
         command_id: _builtins.str = ...,
         replay: Global___ReplayCommand | None = ...,
         report: Global___ReportCommand | None = ...,
+        take_model: Global___TakeModelCommand | None = ...,
+        set_setting: Global___SetSettingCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "replay", b"replay", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "replay", b"replay", "report", b"report", "set_setting", b"set_setting", "take_model", b"take_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "command_id", b"command_id", "replay", b"replay", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "command_id", b"command_id", "replay", b"replay", "report", b"report", "set_setting", b"set_setting", "take_model", b"take_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["replay", "report"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["replay", "report", "take_model", "set_setting"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -63,21 +76,33 @@ class ReplayCommand(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """The epoch meant. Another epoch than the station's is refused."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.SequenceRange]:
-        """Which sequences."""
+        """Which sequences. May be empty where a time is given."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Beside them, the observations captured from this time on, by the station's clock as far as it is corrected."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to and without this time. Given together with start_time, or not at all."""
 
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         ranges: _abc.Iterable[_receipt_pb2.SequenceRange] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "ranges", b"ranges"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "epoch", b"epoch", "ranges", b"ranges", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,7 +137,7 @@ class CommandResult(_message.Message):
     command_id: _builtins.str
     """The command answered."""
     is_accepted: _builtins.bool
-    """Whether the station did it, or accepted it."""
+    """Whether the station did it, or accepted it: a replay is accepted and then sent, a model has been tried and taken."""
     detail: _builtins.str
     """Why not, for people; empty where accepted."""
     def __init__(
@@ -129,3 +154,55 @@ class CommandResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandResult: _TypeAlias = CommandResult  # noqa: Y015
+
+@_typing.final
+class TakeModelCommand(_message.Message):
+    """Use this model for the quick look, if its signature is right and its trial succeeds; else go on with the old one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    package: _builtins.bytes
+    """The model package: a file as fieldpost-agent model shows it."""
+    signature: _builtins.bytes
+    """Ed25519 signature of the package's SHA-256, by the key that the station trusts: 64 bytes."""
+    def __init__(
+        self,
+        *,
+        package: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeModelCommand: _TypeAlias = TakeModelCommand  # noqa: Y015
+
+@_typing.final
+class SetSettingCommand(_message.Message):
+    """Change a setting until it is changed again; it stands over the station's settings file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Name of the setting, for example "rate_limit_bytes_per_s". Only settings that cannot cut the station off are taken."""
+    value: _builtins.str
+    """Its value, as in the settings file. Empty to go back to the settings file."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetSettingCommand: _TypeAlias = SetSettingCommand  # noqa: Y015

@@ -25,23 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66ieldpost/v1/observation.proto\x12\x0c\x66ieldpost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"O\n\x0bObservation\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.fieldpost.v1.ObservationHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xc6\x02\n\x11ObservationHeader\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x03\x12\x37\n\x10payload_encoding\x18\x07 \x01(\x0e\x32\x1d.fieldpost.v1.PayloadEncoding\x12\x16\n\x0epayload_format\x18\x08 \x01(\t\x12\x30\n\x0cmeasure_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcapture_clock\x18\n \x01(\x0b\x32\x1a.fieldpost.v1.CaptureClock\x12\x0e\n\x06origin\x18\x0b \x01(\t\"\x94\x01\n\x0c\x43\x61ptureClock\x12-\n\twall_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fmonotonic_nanos\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12+\n\nclock_sync\x18\x04 \x01(\x0e\x32\x17.fieldpost.v1.ClockSync\"9\n\x06\x42undle\x12/\n\x0cobservations\x18\x01 \x03(\x0b\x32\x19.fieldpost.v1.Observation*m\n\x0fPayloadEncoding\x12 \n\x1cPAYLOAD_ENCODING_UNSPECIFIED\x10\x00\x12\x1d\n\x19PAYLOAD_ENCODING_IDENTITY\x10\x01\x12\x19\n\x15PAYLOAD_ENCODING_ZSTD\x10\x02*c\n\tClockSync\x12\x1a\n\x16\x43LOCK_SYNC_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43LOCK_SYNC_SYNCHRONISED\x10\x01\x12\x1d\n\x19\x43LOCK_SYNC_UNSYNCHRONISED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66ieldpost/v1/observation.proto\x12\x0c\x66ieldpost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"O\n\x0bObservation\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.fieldpost.v1.ObservationHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xac\x03\n\x11ObservationHeader\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x03\x12\x37\n\x10payload_encoding\x18\x07 \x01(\x0e\x32\x1d.fieldpost.v1.PayloadEncoding\x12\x16\n\x0epayload_format\x18\x08 \x01(\t\x12\x30\n\x0cmeasure_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcapture_clock\x18\n \x01(\x0b\x32\x1a.fieldpost.v1.CaptureClock\x12\x0e\n\x06origin\x18\x0b \x01(\t\x12\x37\n\x13\x63orrected_wall_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\nquick_look\x18\r \x01(\x0b\x32\x17.fieldpost.v1.QuickLook\"\x9e\x01\n\tQuickLook\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x15mixing_layer_height_m\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12/\n\x07quality\x18\x03 \x01(\x0e\x32\x1e.fieldpost.v1.QuickLookQuality\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x01\x42\x18\n\x16_mixing_layer_height_m\"\x94\x01\n\x0c\x43\x61ptureClock\x12-\n\twall_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fmonotonic_nanos\x18\x02 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12+\n\nclock_sync\x18\x04 \x01(\x0e\x32\x17.fieldpost.v1.ClockSync\"9\n\x06\x42undle\x12/\n\x0cobservations\x18\x01 \x03(\x0b\x32\x19.fieldpost.v1.Observation*m\n\x0fPayloadEncoding\x12 \n\x1cPAYLOAD_ENCODING_UNSPECIFIED\x10\x00\x12\x1d\n\x19PAYLOAD_ENCODING_IDENTITY\x10\x01\x12\x19\n\x15PAYLOAD_ENCODING_ZSTD\x10\x02*\x90\x01\n\x10QuickLookQuality\x12\"\n\x1eQUICK_LOOK_QUALITY_UNSPECIFIED\x10\x00\x12\x1b\n\x17QUICK_LOOK_QUALITY_GOOD\x10\x01\x12\x1f\n\x1bQUICK_LOOK_QUALITY_DOUBTFUL\x10\x02\x12\x1a\n\x16QUICK_LOOK_QUALITY_BAD\x10\x03*c\n\tClockSync\x12\x1a\n\x16\x43LOCK_SYNC_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43LOCK_SYNC_SYNCHRONISED\x10\x01\x12\x1d\n\x19\x43LOCK_SYNC_UNSYNCHRONISED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fieldpost.v1.observation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYLOADENCODING']._serialized_start=701
-  _globals['_PAYLOADENCODING']._serialized_end=810
-  _globals['_CLOCKSYNC']._serialized_start=812
-  _globals['_CLOCKSYNC']._serialized_end=911
+  _globals['_PAYLOADENCODING']._serialized_start=964
+  _globals['_PAYLOADENCODING']._serialized_end=1073
+  _globals['_QUICKLOOKQUALITY']._serialized_start=1076
+  _globals['_QUICKLOOKQUALITY']._serialized_end=1220
+  _globals['_CLOCKSYNC']._serialized_start=1222
+  _globals['_CLOCKSYNC']._serialized_end=1321
   _globals['_OBSERVATION']._serialized_start=81
   _globals['_OBSERVATION']._serialized_end=160
   _globals['_OBSERVATIONHEADER']._serialized_start=163
-  _globals['_OBSERVATIONHEADER']._serialized_end=489
-  _globals['_CAPTURECLOCK']._serialized_start=492
-  _globals['_CAPTURECLOCK']._serialized_end=640
-  _globals['_BUNDLE']._serialized_start=642
-  _globals['_BUNDLE']._serialized_end=699
+  _globals['_OBSERVATIONHEADER']._serialized_end=591
+  _globals['_QUICKLOOK']._serialized_start=594
+  _globals['_QUICKLOOK']._serialized_end=752
+  _globals['_CAPTURECLOCK']._serialized_start=755
+  _globals['_CAPTURECLOCK']._serialized_end=903
+  _globals['_BUNDLE']._serialized_start=905
+  _globals['_BUNDLE']._serialized_end=962
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,34 @@ PAYLOAD_ENCODING_ZSTD: PayloadEncoding.ValueType  # 2
 """One Zstandard frame (RFC 8878) that holds its content size."""
 Global___PayloadEncoding: _TypeAlias = PayloadEncoding  # noqa: Y015
 
+class _QuickLookQuality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuickLookQualityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuickLookQuality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUICK_LOOK_QUALITY_UNSPECIFIED: _QuickLookQuality.ValueType  # 0
+    """Not said."""
+    QUICK_LOOK_QUALITY_GOOD: _QuickLookQuality.ValueType  # 1
+    """A clear layer."""
+    QUICK_LOOK_QUALITY_DOUBTFUL: _QuickLookQuality.ValueType  # 2
+    """A height, but a weak or ambiguous one."""
+    QUICK_LOOK_QUALITY_BAD: _QuickLookQuality.ValueType  # 3
+    """No height: fog, rain, low cloud, a blocked window, or noise."""
+
+class QuickLookQuality(_QuickLookQuality, metaclass=_QuickLookQualityEnumTypeWrapper):
+    """How far a quick look can be trusted."""
+
+QUICK_LOOK_QUALITY_UNSPECIFIED: QuickLookQuality.ValueType  # 0
+"""Not said."""
+QUICK_LOOK_QUALITY_GOOD: QuickLookQuality.ValueType  # 1
+"""A clear layer."""
+QUICK_LOOK_QUALITY_DOUBTFUL: QuickLookQuality.ValueType  # 2
+"""A height, but a weak or ambiguous one."""
+QUICK_LOOK_QUALITY_BAD: QuickLookQuality.ValueType  # 3
+"""No height: fog, rain, low cloud, a blocked window, or noise."""
+Global___QuickLookQuality: _TypeAlias = QuickLookQuality  # noqa: Y015
+
 class _ClockSync:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -115,6 +143,8 @@ class ObservationHeader(_message.Message):
     MEASURE_TIME_FIELD_NUMBER: _builtins.int
     CAPTURE_CLOCK_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    CORRECTED_WALL_TIME_FIELD_NUMBER: _builtins.int
+    QUICK_LOOK_FIELD_NUMBER: _builtins.int
     station: _builtins.str
     """Station name, [a-z0-9][a-z0-9-]{0,62}; equal to the common name of the station's certificate."""
     instrument: _builtins.str
@@ -145,6 +175,16 @@ class ObservationHeader(_message.Message):
     def capture_clock(self) -> Global___CaptureClock:
         """The station's clocks at the moment at which the bytes were complete."""
 
+    @_builtins.property
+    def corrected_wall_time(self) -> _timestamp_pb2.Timestamp:
+        """capture_clock.wall_time as the station knew it afterwards, once its clock was synchronised. Absent where the clock
+        was synchronised from the start, or never was while the station ran.
+        """
+
+    @_builtins.property
+    def quick_look(self) -> Global___QuickLook:
+        """What a small model on the station made of it. Absent where there is no such model, or where it failed or was late."""
+
     def __init__(
         self,
         *,
@@ -159,14 +199,52 @@ class ObservationHeader(_message.Message):
         measure_time: _timestamp_pb2.Timestamp | None = ...,
         capture_clock: Global___CaptureClock | None = ...,
         origin: _builtins.str = ...,
+        corrected_wall_time: _timestamp_pb2.Timestamp | None = ...,
+        quick_look: Global___QuickLook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture_clock", b"capture_clock", "measure_time", b"measure_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture_clock", b"capture_clock", "corrected_wall_time", b"corrected_wall_time", "measure_time", b"measure_time", "quick_look", b"quick_look"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_clock", b"capture_clock", "epoch", b"epoch", "instrument", b"instrument", "measure_time", b"measure_time", "origin", b"origin", "payload_bytes", b"payload_bytes", "payload_encoding", b"payload_encoding", "payload_format", b"payload_format", "sequence", b"sequence", "sha256", b"sha256", "station", b"station"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture_clock", b"capture_clock", "corrected_wall_time", b"corrected_wall_time", "epoch", b"epoch", "instrument", b"instrument", "measure_time", b"measure_time", "origin", b"origin", "payload_bytes", b"payload_bytes", "payload_encoding", b"payload_encoding", "payload_format", b"payload_format", "quick_look", b"quick_look", "sequence", b"sequence", "sha256", b"sha256", "station", b"station"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ObservationHeader: _TypeAlias = ObservationHeader  # noqa: Y015
+
+@_typing.final
+class QuickLook(_message.Message):
+    """A first estimate, made on the station within a time budget. It never stands in the place of a prediction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MIXING_LAYER_HEIGHT_M_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model: its name, "@", and the first 12 hexadecimal digits of its SHA-256."""
+    mixing_layer_height_m: _builtins.float
+    """Height of the mixing layer above ground, in m. Absent where the model found none."""
+    quality: Global___QuickLookQuality.ValueType
+    """How far the estimate can be trusted."""
+    duration_ms: _builtins.float
+    """What it cost on the station, in ms of wall-clock time."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        mixing_layer_height_m: _builtins.float | None = ...,
+        quality: Global___QuickLookQuality.ValueType = ...,
+        duration_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mixing_layer_height_m", b"_mixing_layer_height_m", "mixing_layer_height_m", b"mixing_layer_height_m"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mixing_layer_height_m", b"_mixing_layer_height_m", "duration_ms", b"duration_ms", "mixing_layer_height_m", b"mixing_layer_height_m", "model", b"model", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mixing_layer_height_m: _TypeAlias = _typing.Literal["mixing_layer_height_m"]  # noqa: Y015
+    _WhichOneofArgType__mixing_layer_height_m: _TypeAlias = _typing.Literal["_mixing_layer_height_m", b"_mixing_layer_height_m"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixing_layer_height_m) -> _WhichOneofReturnType__mixing_layer_height_m | None: ...
+
+Global___QuickLook: _TypeAlias = QuickLook  # noqa: Y015
 
 @_typing.final
 class CaptureClock(_message.Message):

@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fieldpost.v1 import observation_pb2 as fieldpost_dot_v1_dot_observation__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66ieldpost/v1/station.proto\x12\x0c\x66ieldpost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\rStationStatus\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x11\n\tis_online\x18\x02 \x01(\x08\x12/\n\x0breport_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10software_version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12\x15\n\rlast_sequence\x18\x06 \x01(\x03\x12\x15\n\rbacklog_count\x18\x07 \x01(\x03\x12\x16\n\x0erejected_count\x18\x08 \x01(\x03\x12\x19\n\x11quarantined_count\x18\t \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\n \x01(\x03\x12\x14\n\x0c\x62uffer_bytes\x18\x0b \x01(\x03\x12\x33\n\x0binstruments\x18\x0c \x03(\x0b\x32\x1e.fieldpost.v1.InstrumentStatus\x12\x15\n\rcommand_count\x18\r \x01(\x03\x12\x0e\n\x06\x61larms\x18\x0e \x03(\t\"\x90\x01\n\x10InstrumentStatus\x12\x12\n\ninstrument\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61ptured_count\x18\x02 \x01(\x03\x12\x35\n\x11last_capture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11quarantined_count\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66ieldpost/v1/station.proto\x12\x0c\x66ieldpost.v1\x1a\x1e\x66ieldpost/v1/observation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x05\n\rStationStatus\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x11\n\tis_online\x18\x02 \x01(\x08\x12/\n\x0breport_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10software_version\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12\x15\n\rlast_sequence\x18\x06 \x01(\x03\x12\x15\n\rbacklog_count\x18\x07 \x01(\x03\x12\x16\n\x0erejected_count\x18\x08 \x01(\x03\x12\x19\n\x11quarantined_count\x18\t \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\n \x01(\x03\x12\x14\n\x0c\x62uffer_bytes\x18\x0b \x01(\x03\x12\x33\n\x0binstruments\x18\x0c \x03(\x0b\x32\x1e.fieldpost.v1.InstrumentStatus\x12\x15\n\rcommand_count\x18\r \x01(\x03\x12\x0e\n\x06\x61larms\x18\x0e \x03(\t\x12+\n\nclock_sync\x18\x0f \x01(\x0e\x32\x17.fieldpost.v1.ClockSync\x12 \n\x13\x63lock_error_seconds\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\rdropped_count\x18\x12 \x01(\x03\x12\x1b\n\x0e\x64isk_days_left\x18\x13 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x10quick_look_model\x18\x14 \x01(\t\x12;\n\x17\x63\x65rtificate_expiry_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x16\n\x14_clock_error_secondsB\x16\n\x14_temperature_celsiusB\x11\n\x0f_disk_days_left\"\x90\x01\n\x10InstrumentStatus\x12\x12\n\ninstrument\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61ptured_count\x18\x02 \x01(\x03\x12\x35\n\x11last_capture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11quarantined_count\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fieldpost.v1.station_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATIONSTATUS']._serialized_start=78
-  _globals['_STATIONSTATUS']._serialized_end=455
-  _globals['_INSTRUMENTSTATUS']._serialized_start=458
-  _globals['_INSTRUMENTSTATUS']._serialized_end=602
+  _globals['_STATIONSTATUS']._serialized_start=110
+  _globals['_STATIONSTATUS']._serialized_end=806
+  _globals['_INSTRUMENTSTATUS']._serialized_start=809
+  _globals['_INSTRUMENTSTATUS']._serialized_end=953
 # @@protoc_insertion_point(module_scope)

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.day_file import DayFile
-from edge_agent.day_files import list_day_files
-from edge_agent.ledger import Ledger, ledger_from_json
+from edge_agent.storage.day_file import DayFile
+from edge_agent.storage.day_files import list_day_files
+from edge_agent.storage.ledger import Ledger, ledger_from_json
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.ranges import RangeSet
 

@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_agent.durable import disk_error, replace_file, sync_folder
+from edge_agent.storage.durable import disk_error, replace_file, sync_folder
 
 NAME_DIGITS = 32
 

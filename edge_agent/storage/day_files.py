@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from edge_agent.day_file import DayFile, DayFileName, parse_day_file_name
-from edge_agent.durable import disk_error
-from edge_agent.records import Record
+from edge_agent.storage.day_file import DayFile, DayFileName, parse_day_file_name
+from edge_agent.storage.durable import disk_error
+from edge_agent.storage.records import Record
 from fieldpost.errors import FieldpostError, TryAgainError
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from edge_agent.durable import disk_error, sync_folder
-from edge_agent.records import Record, read_record, scan_records
+from edge_agent.storage.durable import disk_error, sync_folder
+from edge_agent.storage.records import Record, read_record, scan_records
 from fieldpost.errors import BrokenStateError
 
 NAME_PATTERN = re.compile(r"(\d{12,19})-(\d{4})(\d\d)(\d\d)\.obs")

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from edge_agent.durable import disk_error
+from edge_agent.storage.durable import disk_error
 from fieldpost.errors import TryAgainError
 
 

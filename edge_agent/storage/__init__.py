@@ -1,0 +1,1 @@
+"""What lies on the station's disk, below the buffer: records, day files, the ledger, quarantine, retention."""
