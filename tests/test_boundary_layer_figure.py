@@ -10,10 +10,10 @@ import pytest
 
 from fieldpost.errors import InvalidRequestError
 from fieldpost.simulation import SimulatedCl51
+from fieldpost.telegrams.profiles import Profiles
 from server.analyses import AnalysisInput, AnalysisResult, load_analysis
 from server.analyses.boundary_layer import draw
 from server.analyses.boundary_layer.curtain import average_in_time, break_at_gaps, make_curtain
-from server.analyses.boundary_layer.profiles import Profiles
 
 SECOND = 1_000_000_000
 DAY = 20_100 * 86400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fieldpost.telegrams.noise import NOISE_FLOOR, estimate_noise
 from server.analyses.boundary_layer.layers import (
     FLAG_GOOD,
     FLAG_LOW,
@@ -14,7 +15,6 @@ from server.analyses.boundary_layer.layers import (
     Sky,
     choose_layers,
 )
-from server.analyses.boundary_layer.noise import NOISE_FLOOR, estimate_noise
 from server.analyses.boundary_layer.sky import below_cloud, judge_sky
 
 HEIGHT_M = np.arange(500) * 10.0 + 5

@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidObservationError
+from fieldpost.telegrams import Profiles, estimate_noise
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
 from server.analyses.boundary_layer import INSTRUMENT_MODELS, MAX_BATCH, NAME
 from server.analyses.boundary_layer.decode import decode
 from server.analyses.boundary_layer.layers import MIN_SIGNIFICANCE, Candidates, Layers, choose_layers
-from server.analyses.boundary_layer.noise import estimate_noise
-from server.analyses.boundary_layer.profiles import Profiles
 from server.analyses.boundary_layer.sky import below_cloud, judge_sky
 from server.analyses.boundary_layer.wavelet import HaarTransform, find_edges
 

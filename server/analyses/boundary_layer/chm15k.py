@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidObservationError
+from fieldpost.telegrams import Profiles
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.netcdf import median_or, open_netcdf, read, read_height, read_times, to_backscatter
-from server.analyses.boundary_layer.profiles import Profiles
 
 DEFAULT_CALIBRATION = 3e-12
 """Turns beta_raw into m-1 sr-1; typical of the instrument (ceilopyter, chm15k.py). Only where the registry has none."""

@@ -6,9 +6,9 @@ import netCDF4
 import numpy as np
 
 from fieldpost.errors import InvalidObservationError
+from fieldpost.telegrams import Profiles
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.netcdf import median_or, open_netcdf, read, read_height, read_times, to_backscatter
-from server.analyses.boundary_layer.profiles import Profiles
 
 
 def decode_cl61(observation: AnalysisInput) -> Profiles:

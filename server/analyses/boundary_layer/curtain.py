@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.analyses.boundary_layer.profiles import Profiles
+from fieldpost.telegrams import Profiles
 
 LONE_PROFILE_NANOS = 15_000_000_000
 """How wide one profile is drawn that has no neighbour to tell the interval."""

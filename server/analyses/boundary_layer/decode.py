@@ -9,15 +9,25 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from fieldpost.errors import InvalidObservationError
+from fieldpost.telegrams import Profiles, decode_cl, decode_ct25k
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.chm15k import decode_chm15k
 from server.analyses.boundary_layer.cl61 import decode_cl61
-from server.analyses.boundary_layer.profiles import Profiles
-from server.analyses.boundary_layer.vaisala_cl import decode_cl
-from server.analyses.boundary_layer.vaisala_ct import decode_ct25k
+
+
+def _of_telegrams(decoder: Callable[[bytes, int, float | None], Profiles]) -> Callable[[AnalysisInput], Profiles]:
+    """A decoder of telegrams, asked as all of them are asked here."""
+    return lambda observation: decoder(observation.payload, observation.measure_unix_nanos, observation.calibration)
+
 
 DECODERS: Mapping[str, Callable[[AnalysisInput], Profiles]] = MappingProxyType(
-    {"cl31": decode_cl, "cl51": decode_cl, "ct25k": decode_ct25k, "chm15k": decode_chm15k, "cl61": decode_cl61}
+    {
+        "cl31": _of_telegrams(decode_cl),
+        "cl51": _of_telegrams(decode_cl),
+        "ct25k": _of_telegrams(decode_ct25k),
+        "chm15k": decode_chm15k,
+        "cl61": decode_cl61,
+    }
 )
 
 

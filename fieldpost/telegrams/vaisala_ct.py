@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidObservationError
-from server.analyses import AnalysisInput
-from server.analyses.boundary_layer.profiles import Profiles
-from server.analyses.boundary_layer.telegram import (
+from fieldpost.telegrams.lines import (
     cloud_bases_m,
     expect_length,
     gate_heights_m,
@@ -19,6 +17,7 @@ from server.analyses.boundary_layer.telegram import (
     number,
     split_lines,
 )
+from fieldpost.telegrams.profiles import Profiles
 
 HEADER = re.compile(rb"CT.\d{2}[27]\d\x02?\r?\n")
 HEADER_WITHIN_BYTES = 64
@@ -28,13 +27,17 @@ METRES_BIT = 0x100
 LINE_COUNT, GATES_A_LINE, GATE_M = 16, 16, 30.0
 
 
-def decode_ct25k(observation: AnalysisInput) -> Profiles:
+def decode_ct25k(payload: bytes, unix_nanos: int, calibration: float | None = None) -> Profiles:
     """Decodes one telegram, data message 2 or 7.
+
+    Args:
+        payload: The telegram, from its header line on; a data logger's time line may stand before it.
+        unix_nanos: When it was measured: telegrams carry no time of their own.
+        calibration: Factor on the backscatter that the instrument gives; None for 1.
 
     Raises:
         InvalidObservationError: It is cut, damaged or of another kind.
     """
-    payload = observation.payload
     header = HEADER.search(payload, 0, HEADER_WITHIN_BYTES)
     if header is None:
         raise InvalidObservationError(
@@ -45,11 +48,11 @@ def decode_ct25k(observation: AnalysisInput) -> Profiles:
     expect_length(status, 29, "status, line 2 of the telegram")
     expect_length(scale, 42, "scale, line 3 of the telegram")
     factor = RAW_UNIT * number(scale, 0, 3, "scale") / 100
-    factor *= 1.0 if observation.calibration is None else observation.calibration
+    factor *= 1.0 if calibration is None else calibration
     tilt_deg = number(scale, 23, 26, "tilt")
     raw = _read_profile(lines[3:])
     return Profiles(
-        unix_nanos=np.array([observation.measure_unix_nanos], np.int64),
+        unix_nanos=np.array([unix_nanos], np.int64),
         height_m=gate_heights_m(len(raw), GATE_M, tilt_deg),
         beta=np.multiply(raw, factor, dtype=np.float64).astype(np.float32)[None, :],
         cloud_base_m=cloud_bases_m(status, _is_metres(status), "status, line 2 of the telegram"),

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from fieldpost.checksum import crc16_vaisala
 from fieldpost.errors import InvalidObservationError
-from server.analyses import AnalysisInput
-from server.analyses.boundary_layer.profiles import Profiles
-from server.analyses.boundary_layer.telegram import (
+from fieldpost.telegrams.lines import (
     cloud_bases_m,
     expect_length,
     gate_heights_m,
@@ -25,6 +23,7 @@ from server.analyses.boundary_layer.telegram import (
     number,
     split_lines,
 )
+from fieldpost.telegrams.profiles import Profiles
 
 HEADER = re.compile(rb"CL.\d{3}([12])([1-6])\x02?\r?\n")
 HEADER_WITHIN_BYTES = 64
@@ -37,13 +36,17 @@ SKY_LINE_LENGTH_CL31 = 35
 DIGITS = 5
 
 
-def decode_cl(observation: AnalysisInput) -> Profiles:
+def decode_cl(payload: bytes, unix_nanos: int, calibration: float | None = None) -> Profiles:
     """Decodes one telegram.
+
+    Args:
+        payload: The telegram, from its header line on; a data logger's time line may stand before it.
+        unix_nanos: When it was measured: telegrams carry no time of their own.
+        calibration: Factor on the backscatter that the instrument gives; None for 1.
 
     Raises:
         InvalidObservationError: It is cut, damaged or of another kind.
     """
-    payload = observation.payload
     header = HEADER.search(payload, 0, HEADER_WITHIN_BYTES)
     if header is None:
         raise InvalidObservationError(
@@ -61,11 +64,11 @@ def decode_cl(observation: AnalysisInput) -> Profiles:
     _verify_checksum(payload, header.start(), lines, checksum, header[2])
 
     factor = RAW_UNIT * number(scale, 0, 5, "scale") / 100
-    factor *= 1.0 if observation.calibration is None else observation.calibration
+    factor *= 1.0 if calibration is None else calibration
     tilt_deg = number(scale, 26, 28, "tilt")
     raw = read_profile(profile, gate_count)
     return Profiles(
-        unix_nanos=np.array([observation.measure_unix_nanos], np.int64),
+        unix_nanos=np.array([unix_nanos], np.int64),
         height_m=gate_heights_m(gate_count, gate_m, tilt_deg),
         beta=np.multiply(raw, factor, dtype=np.float64).astype(np.float32)[None, :],
         cloud_base_m=cloud_bases_m(status, _is_metres(status), "status, line 2 of the telegram"),

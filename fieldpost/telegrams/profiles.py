@@ -1,4 +1,4 @@
-"""What every decoder returns, whatever the instrument: attenuated backscatter over time and height."""
+"""What every decoder returns, whatever the instrument: attenuated backscatter over time and height. Decodes nothing."""
 
 from __future__ import annotations
 
