@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent.framing import FORMATS
+from edge_agent.framing import FORMATS, STREAM_FORMATS, FramingParameters
 from edge_agent.settings_table import about, make
 from fieldpost.errors import InvalidRequestError, RejectedError
 from fieldpost.names import check_name
@@ -19,17 +20,60 @@ class InstrumentSettings:
     """What all sources have."""
 
     name: str = field(metadata=about("Name of the instrument, unique at its station: a-z, 0-9 and '-'."))
-    source: str = field(metadata=about("Where its bytes come from: simulated, folder or replay."))
+    source: str = field(
+        metadata=about("Where its bytes come from: simulated, folder, replay, serial, tcp-client, tcp-server or udp.")
+    )
     payload_format: str | None = field(
         default=None,
         metadata=about(
-            f"How its bytes are framed: {', '.join(FORMATS)}; absent to recognise each file by its content."
+            f"How its bytes are framed. Files: {', '.join(FORMATS)}; absent to recognise each by its content. Streams, "
+            f"which must have one: {', '.join(STREAM_FORMATS)} (file: each datagram is one observation, udp only)."
         ),
+    )
+    line_end: str = field(
+        default="\n", metadata=about("What ends a line, for payload_format line; one character is one byte.")
+    )
+    frame_bytes: int | None = field(
+        default=None,
+        metadata=about("Length of a frame, its start included; needed for payload_format fixed-length.", minimum=1),
+    )
+    frame_start: str = field(
+        default="",
+        metadata=about(
+            "What each frame begins with, for payload_format fixed-length: text, or 0x and hexadecimal digits. Without "
+            "it, a stream that lost bytes is back in step only after a pause."
+        ),
+    )
+    idle_gap_s: float | None = field(
+        default=None,
+        metadata=about(
+            "Seconds of silence in a stream that end what is being received, absent for 10; needed for payload_format "
+            "idle-gap, where they end an observation.",
+            minimum=0.1,
+        ),
+    )
+    max_frame_bytes: int = field(
+        default=1 << 16,
+        metadata=about("Longest observation of a stream; what is longer goes to quarantine.", minimum=64),
     )
     silent_after_s: float = field(
         default=3600.0,
         metadata=about("Seconds without an observation after which the instrument's silence is an alarm.", minimum=1),
     )
+
+    def framing_parameters(self) -> FramingParameters:
+        """What framing has to be told, as bytes and numbers.
+
+        Raises:
+            InvalidRequestError: frame_start or line_end are no bytes.
+        """
+        return FramingParameters(
+            line_end=_to_bytes("line_end", self.line_end),
+            frame_bytes=self.frame_bytes or 1,
+            frame_start=_hex_or_text("frame_start", self.frame_start),
+            idle_gap_s=10.0 if self.idle_gap_s is None else self.idle_gap_s,
+            max_frame_bytes=self.max_frame_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +114,19 @@ class FolderSettings(InstrumentSettings):
         ),
     )
     poll_interval_s: float = field(
-        default=2.0, metadata=about("Seconds between two looks at the folder.", minimum=0.05)
+        default=2.0,
+        metadata=about(
+            "Seconds between two looks at the whole folder. The kernel tells of finished files at once; the looks are "
+            "for what it does not tell, as of network mounts.",
+            minimum=0.05,
+        ),
     )
     settle_s: float = field(
         default=60.0,
         metadata=about(
             "Seconds for which a file must not have changed, where its content does not tell that it is whole; longer "
-            "than the longest pause of whoever writes it.",
+            "than the longest pause of whoever writes it. A file that is renamed into the folder while the agent runs "
+            "is finished by definition, and does not rest.",
             minimum=0,
         ),
     )
@@ -103,10 +153,71 @@ class ReplaySettings(InstrumentSettings):
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings(InstrumentSettings):
+    """What all sources have whose bytes come by themselves and are gone when nobody reads them."""
+
+    queue_max_bytes: int = field(
+        default=8 << 20,
+        metadata=about(
+            "Memory for what comes while the disk takes nothing. TCP holds the sender back when it is full; of the "
+            "others what does not fit is lost, counted, and an alarm.",
+            minimum=1 << 16,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerialSettings(StreamSettings):
+    """An instrument at a serial port."""
+
+    device: Path = field(
+        metadata=about("The port; a name below /dev/serial/by-id/ stays the same when another adapter is plugged in.")
+    )
+    baud: int = field(default=9600, metadata=about("Bits per second.", minimum=50))
+    characters: str = field(
+        default="8N1", metadata=about("Data bits (5 to 8), parity (N, E, O, M or S), stop bits (1 or 2).")
+    )
+    poll_command: str = field(
+        default="",
+        metadata=about("What is sent to ask for an observation, one character a byte; empty where nobody has to ask."),
+    )
+    poll_interval_s: float = field(default=15.0, metadata=about("Seconds between two poll_command.", minimum=0.1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpClientSettings(StreamSettings):
+    """An instrument, or its serial-to-Ethernet converter, that waits for a connection."""
+
+    host: str = field(metadata=about("Its name or address."))
+    port: int = field(metadata=about("Its port.", minimum=1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpServerSettings(StreamSettings):
+    """Instruments that connect to the station; what they send is all of this one instrument."""
+
+    address: str = field(default="0.0.0.0", metadata=about("Address of this station on which to listen."))
+    port: int = field(metadata=about("Port on which to listen.", minimum=1))
+    max_clients: int = field(default=8, metadata=about("Most connections at a time; more are closed.", minimum=1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpSettings(StreamSettings):
+    """An instrument that sends datagrams to the station."""
+
+    address: str = field(default="0.0.0.0", metadata=about("Address of this station on which to listen."))
+    port: int = field(metadata=about("Port on which to listen.", minimum=1))
+
+
 SOURCES: dict[str, type[InstrumentSettings]] = {
     "simulated": SimulatedSettings,
     "folder": FolderSettings,
     "replay": ReplaySettings,
+    "serial": SerialSettings,
+    "tcp-client": TcpClientSettings,
+    "tcp-server": TcpServerSettings,
+    "udp": UdpSettings,
 }
 
 
@@ -126,17 +237,75 @@ def parse_instrument(entry: Mapping[str, Any]) -> InstrumentSettings:
 
 def _check_instrument(settings: InstrumentSettings) -> None:
     check_setting_name("instrument", settings.name)
-    if settings.payload_format is not None and settings.payload_format not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise InvalidRequestError(
-            f"expected instruments.payload_format to be one of {known}, but got {settings.payload_format!r}"
-        )
+    _check_framing(settings)
+    if isinstance(settings, SerialSettings):
+        parse_characters(settings.characters)
+        _to_bytes("poll_command", settings.poll_command)
+    if isinstance(settings, TcpClientSettings | TcpServerSettings | UdpSettings) and settings.port > 65535:
+        raise InvalidRequestError(f"expected instruments.port to be at most 65535, but got {settings.port}")
     if isinstance(settings, SimulatedSettings) and settings.start_time is None:
         is_in_present = settings.count is None and settings.speed_up == 1
         if not is_in_present:
             raise InvalidRequestError(
                 f"expected a start_time for the simulated instrument {settings.name}, which has a count or a speed_up"
             )
+
+
+def _check_framing(settings: InstrumentSettings) -> None:
+    """Whether the format fits the source, and has what it needs."""
+    is_stream = isinstance(settings, StreamSettings)
+    known = dict.fromkeys(STREAM_FORMATS if is_stream else FORMATS)
+    if is_stream and not isinstance(settings, UdpSettings):
+        del known["file"]
+    payload_format = settings.payload_format
+    if payload_format not in known and (is_stream or payload_format is not None):
+        names = ", ".join(known)
+        raise InvalidRequestError(
+            f"expected instruments.payload_format to be one of {names}, but got {payload_format!r}",
+            hint=f"a stream of source {settings.source} is not recognised by its content" if is_stream else "",
+        )
+    parameters = settings.framing_parameters()
+    needed = {"fixed-length": "frame_bytes", "idle-gap": "idle_gap_s"}.get(payload_format or "")
+    if needed and getattr(settings, needed) is None:
+        raise InvalidRequestError(f"expected instruments.{needed} for payload_format {payload_format}, but got none")
+    if not parameters.line_end:
+        raise InvalidRequestError("expected instruments.line_end to have a character, but it is empty")
+    if payload_format == "fixed-length":
+        if len(parameters.frame_start) > parameters.frame_bytes:
+            what = f"{len(parameters.frame_start)} bytes for frames of {parameters.frame_bytes}"
+            raise InvalidRequestError(f"expected instruments.frame_start to be shorter than a frame, but got {what}")
+        if is_stream and parameters.frame_bytes > parameters.max_frame_bytes:
+            what = f"{parameters.frame_bytes} and {parameters.max_frame_bytes}"
+            raise InvalidRequestError(f"expected frame_bytes to be at most max_frame_bytes, but got {what}")
+
+
+def parse_characters(text: str) -> tuple[int, str, int]:
+    """(data bits, parity, stop bits) of a text such as 8N1.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    match = re.fullmatch(r"([5-8])([NEOMS])([12])", text.upper())
+    if match is None:
+        raise InvalidRequestError(f"expected instruments.characters such as 8N1 or 7E1, but got {text!r}")
+    return int(match[1]), match[2], int(match[3])
+
+
+def _hex_or_text(key: str, text: str) -> bytes:
+    if not text.startswith("0x"):
+        return _to_bytes(key, text)
+    try:
+        return bytes.fromhex(text[2:])
+    except ValueError as error:
+        raise InvalidRequestError(f"expected instruments.{key} as 0x and pairs of digits, but got {text!r}") from error
+
+
+def _to_bytes(key: str, text: str) -> bytes:
+    """One byte a character."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"expected one byte a character in instruments.{key}, but got {text!r}") from error
 
 
 def check_setting_name(kind: str, name: str) -> None:

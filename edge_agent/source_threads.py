@@ -59,6 +59,9 @@ class SourceEnded:
     instrument: str
 
 
+Estimate = Callable[[Sequence[pb.Observation], Sequence[bytes]], None]
+"""(observations, their bytes) -> None; writes into the headers."""
+
 SourceEvent = Captured | Quarantined | SourceAlarm | SourceEnded
 
 
@@ -70,12 +73,19 @@ class SourceThread:
         put_event: Takes everything that happens, from the source's thread.
         quarantine: Where its unframed bytes go.
         stop: Set when the agent ends.
+        estimate: Adds a first estimate to observations, given their bytes; never raises, and is soon done.
     """
 
     def __init__(
-        self, source: Source, put_event: Callable[[SourceEvent], object], quarantine: Quarantine, stop: threading.Event
+        self,
+        source: Source,
+        put_event: Callable[[SourceEvent], object],
+        quarantine: Quarantine,
+        stop: threading.Event,
+        estimate: Estimate | None = None,
     ) -> None:
         self.source = source
+        self._estimate = estimate
         self._put_event = put_event
         self._quarantine = quarantine
         self._stop = stop
@@ -91,6 +101,8 @@ class SourceThread:
         """See Sink."""
         done: Future[None] = Future()
         observations = [observation_of(capture) for capture in captures]
+        if self._estimate is not None:
+            self._estimate(observations, [capture.content for capture in captures])
         self._put_event(Captured(self.source.instrument, observations, done))
         done.result()
         if self._has_failed:
@@ -100,18 +112,18 @@ class SourceThread:
     def set_aside(self, content: bytes, source_name: str, reason: str) -> None:
         """See Sink."""
         instrument = self.source.instrument
-        while not self._stop.is_set():
+        while True:
             try:
                 is_new = self._quarantine.put(
                     content, instrument=instrument, source_name=source_name, reason=reason, now_unix_s=time.time()
                 )
             except TryAgainError as error:
                 self.alarm(str(error))
-                self._stop.wait(RETRY_FIRST_S)
+                if self._stop.wait(RETRY_FIRST_S):
+                    raise Stopping from error
                 continue
             self._put_event(Quarantined(instrument, is_new))
             return
-        raise Stopping
 
     def alarm(self, text: str) -> None:
         """See Sink."""

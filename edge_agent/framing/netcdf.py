@@ -6,6 +6,7 @@ section II.A, superblock versions 0 to 3.
 
 from __future__ import annotations
 
+from edge_agent.framing.netcdf_classic import classic_size
 from edge_agent.framing.parts import Framed, Part, Unframed
 
 CLASSIC_MAGICS = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
@@ -19,6 +20,12 @@ _END_OF_FILE_ADDRESS = 2  # the third address of every superblock version
 def is_netcdf(content: bytes) -> bool:
     """Whether the bytes begin as NetCDF classic or HDF5 files do."""
     return content.startswith((*CLASSIC_MAGICS, HDF5_MAGIC))
+
+
+def is_whole_netcdf(content: bytes) -> bool:
+    """Whether the file is as long as its own header says. It may still grow while its writer has it open."""
+    expected_bytes = hdf5_size(content) if content.startswith(HDF5_MAGIC) else classic_size(content)
+    return expected_bytes is not None and len(content) >= expected_bytes
 
 
 def frame_netcdf(content: bytes) -> list[Part]:

@@ -52,7 +52,7 @@ def looks_like_vaisala(content: bytes) -> bool:
     """Whether a header line of a CL31, CL51 or CT25K telegram, or a logger's file header, is among the first lines."""
     head = content[:65536]
     lines = list(_split_lines(head))[:64]
-    return any(_header_of(line) is not None or line.startswith(b"-Ceilometer Logfile") for line in lines)
+    return any(header_of(line) is not None or line.startswith(b"-Ceilometer Logfile") for line in lines)
 
 
 def frame_vaisala(content: bytes) -> list[Part]:
@@ -86,11 +86,11 @@ def _walk(lines: list[bytes]) -> Iterator[Part]:
     stamp: _Stamp | None = None
     i = 0
     while i < len(lines):
-        if line_stamp := _time_line(lines[i]):
+        if line_stamp := time_line(lines[i]):
             yield Filler(lines[i])
             stamp = line_stamp
             i += 1
-        elif _header_of(lines[i]) is not None:
+        elif header_of(lines[i]) is not None:
             prefix, prefix_stamp = _split_time_prefix(lines[i])
             if prefix:
                 yield Filler(prefix)
@@ -118,7 +118,7 @@ def _to_stamp(text: bytes) -> _Stamp:
     return _Stamp(int(instant.timestamp()), text)
 
 
-def _time_line(line: bytes) -> _Stamp | None:
+def time_line(line: bytes) -> _Stamp | None:
     """What the line says where it is a time line, or wants to be one."""
     bare = _bare(line).rstrip()
     if match := _TIME_LINE.fullmatch(bare):
@@ -134,23 +134,29 @@ def _split_time_prefix(line: bytes) -> tuple[bytes, _Stamp | None]:
     return b"", None
 
 
-def _header_of(line: bytes) -> re.Match[bytes] | None:
+def header_of(line: bytes) -> re.Match[bytes] | None:
+    """The line as a telegram's header; None where it is none."""
     prefix, _ = _split_time_prefix(line)
     return _HEADER.fullmatch(_bare(line[len(prefix) :]))
 
 
 def _telegram_end(lines: list[bytes], start: int) -> int:
     """Index of the line after the telegram that begins at start: after its last line, or before what follows it."""
-    header = _header_of(lines[start])
+    header = header_of(lines[start])
     is_cl = header is not None and header[2] is not None
     full = len(lines) if is_cl else start + _ct_line_count(header)
     for i in range(start + 1, len(lines)):
         bare = _bare(lines[i])
         if (_CL_END if is_cl else _CT_END).fullmatch(bare):
             return i + 1
-        if i >= full or _header_of(lines[i]) or _time_line(lines[i]) or bare.startswith(b"-File Closed"):
+        if i >= full or header_of(lines[i]) or time_line(lines[i]) or bare.startswith(b"-File Closed"):
             return i
     return len(lines)
+
+
+def is_last_line(line: bytes, header: re.Match[bytes]) -> bool:
+    """Whether a telegram with this header ends with this line."""
+    return (_CL_END if header[2] is not None else _CT_END).fullmatch(_bare(line)) is not None
 
 
 def _ct_line_count(header: re.Match[bytes] | None) -> int:

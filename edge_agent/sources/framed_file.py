@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge_agent.capture import Capture
-from edge_agent.framing import FORMATS, Framed, Unframed, frame, recognise
+from edge_agent.framing import FORMATS, Framed, FramingParameters, Unframed, frame, recognise
 
 GROUP_OBSERVATIONS = 64
 GROUP_BYTES = 4 << 20
+QUARANTINE_ENTRY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,13 @@ class FramedFile:
     unframed: list[Unframed]
 
 
-def frame_file(content: bytes, payload_format: str | None) -> FramedFile:
+def frame_file(content: bytes, payload_format: str | None, parameters: FramingParameters) -> FramedFile:
     """Frames a file's bytes.
 
     Args:
         content: All bytes of the file.
         payload_format: A key of FORMATS; None to recognise the format by the content.
+        parameters: What the format needs to be told.
     """
     if not content:
         return FramedFile("", [], [Unframed(content, "expected a file with an observation, but it is empty")])
@@ -40,12 +42,34 @@ def frame_file(content: bytes, payload_format: str | None) -> FramedFile:
     if payload_format is None:
         reason = f"expected one of the formats {', '.join(FORMATS)}, but the file begins with {content[:16]!r}"
         return FramedFile("", [], [Unframed(content, reason)])
-    parts = frame(payload_format, content)
+    parts = frame(payload_format, content, parameters)
     return FramedFile(
         payload_format,
         [part for part in parts if isinstance(part, Framed)],
         [part for part in parts if isinstance(part, Unframed)],
     )
+
+
+def join_unframed(parts: list[Unframed]) -> Iterator[tuple[bytes, str]]:
+    """Joins what could not be framed to few entries of the quarantine: (bytes, reason).
+
+    A file of noise has thousands of such parts, and each entry costs two files and four syncs of the disk.
+    """
+    joined: list[Unframed] = []
+    joined_bytes = 0
+    for part in parts:
+        if joined and joined_bytes + len(part.raw) > QUARANTINE_ENTRY_BYTES:
+            yield _entry(joined)
+            joined, joined_bytes = [], 0
+        joined.append(part)
+        joined_bytes += len(part.raw)
+    if joined:
+        yield _entry(joined)
+
+
+def _entry(parts: list[Unframed]) -> tuple[bytes, str]:
+    more = f" (the first of {len(parts)} such parts)" if len(parts) > 1 else ""
+    return b"".join(part.raw for part in parts), parts[0].reason + more
 
 
 def to_captures(file: FramedFile, instrument: str, origin_name: str, after_index: int) -> list[Capture]:

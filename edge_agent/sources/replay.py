@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_agent.capture import Capture
 from edge_agent.source_settings import ReplaySettings
-from edge_agent.sources.framed_file import GROUP_OBSERVATIONS, frame_file, in_groups, to_captures
+from edge_agent.sources.framed_file import GROUP_OBSERVATIONS, frame_file, in_groups, join_unframed, to_captures
 from edge_agent.sources.source import Sink
 from fieldpost.errors import InvalidRequestError
 
@@ -50,11 +50,11 @@ class ReplaySource:
         pace = _Pace(self._settings.speed_up, self._settings.interval_s)
         for path in self._in_time_order():
             content = path.read_bytes()
-            file = frame_file(content, self._settings.payload_format)
+            file = frame_file(content, self._settings.payload_format, self._settings.framing_parameters())
             origin_name = f"{self._prefix}{path.name}"
             captures = to_captures(file, self.instrument, origin_name, self._highest.get(origin_name, -1))
-            for part in file.unframed:
-                sink.set_aside(part.raw, path.name, part.reason)
+            for raw, reason in join_unframed(file.unframed):
+                sink.set_aside(raw, path.name, reason)
             for group in self._paced(captures, pace, stop):
                 sink.put(group)
                 self._highest[origin_name] = group[-1].origin_index
@@ -93,7 +93,7 @@ class ReplaySource:
 
     def _in_time_order(self) -> list[Path]:
         """By the first time in each file; files that tell none come after those that do, by name."""
-        return sorted(self._paths(), key=lambda path: (_first_time(path, self._settings.payload_format), path.name))
+        return sorted(self._paths(), key=lambda path: (_first_time(path, self._settings), path.name))
 
 
 class _Pace:
@@ -117,9 +117,9 @@ class _Pace:
         return start_s + (self._recorded_s - recorded_start_s) / self._speed_up - now_s
 
 
-def _first_time(path: Path, payload_format: str | None) -> float:
+def _first_time(path: Path, settings: ReplaySettings) -> float:
     """The first time in a recorded file, unix seconds; infinite where it tells none."""
     with path.open("rb") as recording:
-        file = frame_file(recording.read(HEAD_BYTES), payload_format)
+        file = frame_file(recording.read(HEAD_BYTES), settings.payload_format, settings.framing_parameters())
     times = (observation.measure_unix_s for observation in file.observations)
     return next((float(unix_s) for unix_s in times if unix_s is not None), float("inf"))
