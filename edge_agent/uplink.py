@@ -1,33 +1,32 @@
-"""The link to a broker: it connects, listens, publishes, and begins again. Decides nothing about observations.
+"""The link to the server: it goes from broker to broker, and begins again. Decides nothing about observations.
 
-MQTT 3.1.1, QoS 1, clean sessions. Every connection has a client object of its own, so that nothing of an earlier one is
-sent again behind the session's back. The library's callbacks only put events into a queue: whoever publishes inside of
-one deadlocks sooner or later.
+Knows no MQTT packet and no certificate: a connection is one MqttConnection, and which certificate it shows is the
+identity's choice.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.reasoncodes import ReasonCode
-
+from edge_agent.identity import Identity, Shown
+from edge_agent.link_failures import LinkFailure, connecting_failed
+from edge_agent.mqtt_connection import ConnectionSettings, MqttConnection
+from edge_agent.tls import make_context
 from fieldpost.broker_url import BrokerUrl
-from fieldpost.errors import OfflineError
+from fieldpost.errors import FieldpostError, OfflineError
 
-CONNECT_TIMEOUT_S = 10.0
-GOODBYE_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 3.0
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
-MAX_UNACKNOWLEDGED_MESSAGES = 1024
+LOOK_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The connection ended, or could not be made."""
+    """The connection ended, or could not be made; the reason is in plain words, for a person."""
 
     broker_url: str
     reason: str
@@ -59,6 +58,21 @@ LinkEvent = LinkUp | LinkDown | MessageCame
 class Uplink(Protocol):
     """A way to the server that may be up or down at any time."""
 
+    @property
+    def acknowledged_count(self) -> int:
+        """Messages that brokers acknowledged since the start. It moves nothing; only a receipt does."""
+        ...
+
+    @property
+    def alarm(self) -> str:
+        """What is wrong with the station's certificate, or soon will be; "" for nothing."""
+        ...
+
+    @property
+    def certificate_expiry_unix_s(self) -> float | None:
+        """When the certificate in use ends; None without one, or where that is not known yet."""
+        ...
+
     def start(self, on_event: Callable[[LinkEvent], object]) -> None:
         """Begins to connect, and to report events from a thread of its own."""
         ...
@@ -76,23 +90,6 @@ class Uplink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files for mqtts brokers; None for the system's authorities, or for no certificate of our own."""
-
-    ca_file: Path | None = None
-    certificate_file: Path | None = None
-    key_file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LastWill:
-    """What the broker publishes, retained, when the station falls silent."""
-
-    topic: str
-    payload: bytes
-
-
 def backoff_s(failure_count: int, jitter: float) -> float:
     """How long to wait after so many failures in a row: 1, 2, 4 ... 30 s, and up to half as much again.
 
@@ -108,33 +105,49 @@ class MqttUplink:
 
     Args:
         brokers: At least one.
-        client_id: The station's name.
-        topics: What to subscribe to.
-        will: Published by the broker when the connection breaks.
-        tls: Files for mqtts brokers.
-        keepalive_s: A silent connection is given up after 1.5 times this.
+        settings: What every connection needs.
+        ca_file: Authorities of mqtts brokers; None for the system's.
+        identity: The station's certificates for mqtts brokers; None to show none.
+        look_interval_s: How often it looks for a new certificate while connected.
+        backoff: How long to wait after so many failures in a row, given a random number.
     """
 
     def __init__(
         self,
         brokers: list[BrokerUrl],
-        client_id: str,
-        topics: list[str],
-        will: LastWill,
+        settings: ConnectionSettings,
         *,
-        tls: TlsFiles | None = None,
-        keepalive_s: int = 30,
+        ca_file: Path | None = None,
+        identity: Identity | None = None,
+        look_interval_s: float = LOOK_INTERVAL_S,
+        backoff: Callable[[int, float], float] = backoff_s,
     ) -> None:
         self._brokers = brokers
-        self._client_id = client_id
-        self._topics = topics
-        self._will = will
-        self._tls = tls or TlsFiles()
-        self._keepalive_s = keepalive_s
+        self._settings = settings
+        self._ca_file = ca_file
+        self._identity = identity if any(broker.is_tls for broker in brokers) else None
+        self._look_interval_s = look_interval_s
+        self._backoff = backoff
         self._on_event: Callable[[LinkEvent], object] = lambda event: None
-        self._connection: _Connection | None = None
+        self._connection: MqttConnection | None = None
+        self._acknowledged_count = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
+
+    @property
+    def acknowledged_count(self) -> int:
+        """See Uplink."""
+        return self._acknowledged_count
+
+    @property
+    def alarm(self) -> str:
+        """See Uplink."""
+        return self._identity.alarm if self._identity else ""
+
+    @property
+    def certificate_expiry_unix_s(self) -> float | None:
+        """See Uplink."""
+        return self._identity.expiry_unix_s if self._identity else None
 
     def start(self, on_event: Callable[[LinkEvent], object]) -> None:
         """See Uplink."""
@@ -142,145 +155,128 @@ class MqttUplink:
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes, *, is_retained: bool = False) -> None:
-        """See Uplink."""
+        """See Uplink. What a broker leaves unacknowledged is bounded: beyond that a message is not taken up.
+
+        The session sends it again. A report, which is retained, is taken always.
+        """
         connection = self._connection
         if connection is None or not connection.is_up:
             raise OfflineError("expected a connection to a broker, but there is none now")
         connection.publish(topic, payload, is_retained)
 
     def stop(self) -> None:
-        """See Uplink."""
+        """See Uplink. Takes 3 s at most; an attempt that hangs until then is left to end by itself."""
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
         self._stop.set()
         connection = self._connection
         if connection is not None:
             connection.say_goodbye()
         if self._thread.is_alive():
-            self._thread.join(CONNECT_TIMEOUT_S)
+            self._thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self) -> None:
         """Connects, stays, and connects again; a broker that took us for a while starts the backoff anew."""
         failure_count = 0
-        attempt = 0
-        while not self._stop.is_set():
-            broker = self._brokers[attempt % len(self._brokers)]
-            attempt += 1
-            reason, was_up = self._connect_and_stay(broker)
-            failure_count = 1 if was_up else failure_count + 1
-            self._on_event(LinkDown(str(broker), reason))
+        for broker in itertools.cycle(self._brokers):
+            failure_count = 1 if self._visit(broker) else failure_count + 1
             # The whole list is tried before the wait grows.
             rounds = 1 + (failure_count - 1) // len(self._brokers)
-            self._stop.wait(backoff_s(rounds, random.random()))
+            if self._stop.wait(self._backoff(rounds, random.random())):
+                return
 
-    def _connect_and_stay(self, broker: BrokerUrl) -> tuple[str, bool]:
-        """One connection from its beginning to its end.
+    def _visit(self, broker: BrokerUrl) -> bool:
+        """Connects to one broker, with one certificate and where need be with the other.
 
         Returns:
-            Why it ended, and whether it was ever up.
+            Whether it took us.
         """
+        was_up = False
+        while not self._stop.is_set():
+            ending = self._connect_and_stay(broker)
+            was_up = was_up or ending.was_up
+            self._on_event(LinkDown(str(broker), ending.failure.text))
+            if not ending.is_others_turn:
+                break
+        return was_up
+
+    def _connect_and_stay(self, broker: BrokerUrl) -> _Ending:
+        """One connection from its beginning to its end."""
+        shown: Shown | None = None
+        connection: MqttConnection | None = None
         try:
-            client = self._make_client(broker)
-            connection = _Connection(client, broker, self._topics, self._on_event)
-            client.connect(broker.host, broker.port, self._keepalive_s)
-        except (OSError, ValueError) as error:
-            return f"{type(error).__name__}: {error}", False
+            identity = self._identity if broker.is_tls else None
+            shown = identity.choose(time.monotonic()) if identity else None
+            context = make_context(self._ca_file, shown.pair if shown else None) if broker.is_tls else None
+            connection = self._make_connection(broker, context)
+            connection.open()
+        except (FieldpostError, OSError, ValueError) as error:
+            if connection is not None:
+                connection.release()
+            timeout_s = self._settings.answer_timeout_s
+            return self._failed(shown, connecting_failed(error, broker, timeout_s, time.time()))
         self._connection = connection
-        client.loop_start()
-        connection.wait_until_ended(self._stop)
-        self._connection = None
-        client.loop_stop()
-        return connection.reason, connection.was_up
+        try:
+            connection.wait_for_answer()
+            is_others_turn = self._stay(connection, shown)
+            connection.ended.wait()
+        finally:
+            self._connection = None
+            connection.release()
+        if not connection.was_up:
+            return self._failed(shown, connection.failure)
+        failure = LinkFailure("the station tries its new certificate") if is_others_turn else connection.failure
+        return _Ending(failure, was_up=True, is_others_turn=is_others_turn)
 
-    def _make_client(self, broker: BrokerUrl) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
-            clean_session=True,
-            protocol=mqtt.MQTTv311,
-            reconnect_on_failure=False,
+    def _make_connection(self, broker: BrokerUrl, context: ssl.SSLContext | None) -> MqttConnection:
+        return MqttConnection(
+            broker,
+            self._settings,
+            context,
+            on_up=lambda: self._on_event(LinkUp(str(broker))),
+            on_message=self._take_message,
+            on_acknowledged=self._count_acknowledged,
         )
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        # The session's window is the bound; the library's would only keep bundles waiting in memory.
-        client.max_inflight_messages_set(MAX_UNACKNOWLEDGED_MESSAGES)
-        client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
-        if broker.is_tls:
-            client.tls_set_context(_tls_context(self._tls))
-        return client
+
+    def _stay(self, connection: MqttConnection, shown: Shown | None) -> bool:
+        """Waits for the end, and looks for a new certificate now and then.
+
+        Returns:
+            Whether the connection was left because it is a new certificate's turn.
+        """
+        identity = self._identity
+        if identity is None or shown is None or not connection.was_up:
+            return False
+        identity.note_accepted(shown, time.monotonic())
+        while not connection.ended.wait(self._look_interval_s):
+            if identity.is_trial_due(shown, time.monotonic()) and not self._stop.is_set():
+                connection.say_goodbye()
+                return True
+        return False
+
+    def _failed(self, shown: Shown | None, failure: LinkFailure) -> _Ending:
+        """A new certificate that did not connect leaves the same broker to the old one, at once."""
+        if self._identity is not None and shown is not None:
+            self._identity.note_failed(shown, failure, time.monotonic())
+        is_others_turn = shown is not None and shown.is_trial
+        return _Ending(failure, was_up=False, is_others_turn=is_others_turn)
+
+    def _take_message(self, topic: str, payload: bytes) -> None:
+        self._on_event(MessageCame(topic, payload))
+
+    def _count_acknowledged(self) -> None:
+        self._acknowledged_count += 1
 
 
-class _Connection:
-    """One connection: its client, and what the client's callbacks say in the library's thread."""
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a connection ended.
 
-    def __init__(
-        self, client: mqtt.Client, broker: BrokerUrl, topics: list[str], on_event: Callable[[LinkEvent], object]
-    ) -> None:
-        self._client = client
-        self._broker = broker
-        self._topics = topics
-        self._on_event = on_event
-        self._last_message: mqtt.MQTTMessageInfo | None = None
-        self._answered = threading.Event()
-        self._ended = threading.Event()
-        self.is_up = False
-        self.was_up = False
-        self.reason = ""
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        client.on_disconnect = self._on_disconnect
+    Attributes:
+        failure: Why.
+        was_up: Whether it was ever up.
+        is_others_turn: Whether the other certificate is to be tried at this broker now.
+    """
 
-    def publish(self, topic: str, payload: bytes, is_retained: bool) -> None:
-        message = self._client.publish(topic, payload, qos=1, retain=is_retained)
-        if message.rc != mqtt.MQTT_ERR_SUCCESS:
-            raise OfflineError(f"expected to publish, but got: {mqtt.error_string(message.rc)}")
-        self._last_message = message
-
-    def wait_until_ended(self, stop: threading.Event) -> None:
-        """Returns when the connection has ended; ends it where the broker does not answer at all."""
-        if not self._answered.wait(CONNECT_TIMEOUT_S) and not self._ended.is_set():
-            self.reason = f"expected the broker's answer within {CONNECT_TIMEOUT_S:g} s, but got none"
-            self._client.disconnect()
-        if stop.is_set():
-            self._client.disconnect()
-        self._ended.wait()
-
-    def say_goodbye(self) -> None:
-        """Waits a moment for what was published last, then disconnects."""
-        if self.is_up and self._last_message is not None:
-            # A broker that fell silent in this very moment is no reason to stay.
-            with contextlib.suppress(RuntimeError, ValueError):
-                self._last_message.wait_for_publish(GOODBYE_TIMEOUT_S)
-        self._client.disconnect()
-
-    def _on_connect(self, client: mqtt.Client, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
-        if code.is_failure:
-            self.reason = f"the broker refused the connection: {code}"
-        else:
-            client.subscribe([(topic, 1) for topic in self._topics])
-
-    def _on_subscribe(
-        self, client: mqtt.Client, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any
-    ) -> None:
-        self._answered.set()
-        if any(code.is_failure for code in codes):
-            self.reason = f"the broker refused a subscription to one of {', '.join(self._topics)}"
-            client.disconnect()
-            return
-        self.is_up = self.was_up = True
-        self._on_event(LinkUp(str(self._broker)))
-
-    def _on_message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
-        self._on_event(MessageCame(message.topic, bytes(message.payload)))
-
-    def _on_disconnect(self, client: mqtt.Client, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
-        self.is_up = False
-        self.reason = self.reason or str(code)
-        self._ended.set()
-        self._answered.set()
-
-
-def _tls_context(files: TlsFiles) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(files.ca_file) if files.ca_file else None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if files.certificate_file:
-        context.load_cert_chain(files.certificate_file, files.key_file)
-    return context
+    failure: LinkFailure
+    was_up: bool
+    is_others_turn: bool

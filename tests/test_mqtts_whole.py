@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from server_support import open_store
 from sqlalchemy import func, select
-from test_sdk_mosquitto_acl import certificates, start_broker  # noqa: F401  (fixtures)
+from tls_support import brokers, certificates, start_broker  # noqa: F401  (fixtures)
 
 from server.registry import RegisteredInstrument, RegisteredStation, register
 from server.tables import observations

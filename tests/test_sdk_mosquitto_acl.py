@@ -1,119 +1,23 @@
 """The production configuration of deploy/mosquitto, in a real Mosquitto with real certificates."""
 
+# ruff: noqa: F401, F811  (fixtures)
+
 from __future__ import annotations
 
-import os
 import queue
 import socket
 import ssl
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
-from conftest import MOSQUITTO, skip_or_fail
 from paho.mqtt.enums import CallbackAPIVersion
+from tls_support import Start, brokers, certificates, start_broker
 
-ROOT = Path(__file__).resolve().parent.parent
-DEPLOY = ROOT / "deploy" / "mosquitto"
 UP, DOWN = "fieldpost/v1/up", "fieldpost/v1/down"
 
 pytestmark = pytest.mark.mosquitto
-
-
-def openssl(*words: str, cwd: Path) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=cwd)
-
-
-NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def make_authority(folder: Path, name: str) -> None:
-    subject = ("-x509", "-days", "2", "-subj", f"/CN={name}")
-    openssl("req", *NEW_KEY, *subject, "-keyout", f"{name}.key", "-out", f"{name}.crt", cwd=folder)
-
-
-def issue(folder: Path, name: str, *, authority: str = "stations-ca", host: str | None = None) -> None:
-    """A certificate of that common name; for a host also with its name, as clients want it of a broker."""
-    subject = f"/CN={host or name}"
-    openssl("req", *NEW_KEY, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr", cwd=folder)
-    extension = folder / f"{name}.ext"
-    extension.write_text(f"subjectAltName=DNS:{host}\n" if host else "extendedKeyUsage=clientAuth\n")
-    signer = ("-CA", f"{authority}.crt", "-CAkey", f"{authority}.key", "-CAcreateserial", "-days", "2")
-    request = ("-req", "-in", f"{name}.csr", "-extfile", extension.name, "-out", f"{name}.crt")
-    openssl("x509", *request, *signer, cwd=folder)
-
-
-def revoke(folder: Path, *names: str) -> None:
-    (folder / "index.txt").touch()
-    (folder / "crlnumber").write_text("01\n")
-    (folder / "ca.cnf").write_text(
-        "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\ndefault_md=sha256\ndefault_crl_days=2\n"
-        "certificate=stations-ca.crt\nprivate_key=stations-ca.key\n"
-    )
-    for name in names:
-        openssl("ca", "-config", "ca.cnf", "-revoke", f"{name}.crt", cwd=folder)
-    openssl("ca", "-config", "ca.cnf", "-gencrl", "-out", "stations.crl", cwd=folder)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("certificates")
-    make_authority(folder, "stations-ca")
-    make_authority(folder, "another-ca")
-    issue(folder, "broker", host="localhost")
-    for name in ("station-a", "station-b", "station-lost", "ingest"):
-        issue(folder, name)
-    issue(folder, "forged", authority="another-ca", host="station-a")
-    revoke(folder, "station-lost")
-    return folder
-
-
-def production_config(certificates: Path, port: int, data: Path, *, with_revocation: bool) -> str:
-    """deploy/mosquitto/mosquitto.conf with other paths, another port, and nothing else changed."""
-    text = (DEPLOY / "mosquitto.conf").read_text()
-    changes = {
-        "listener 8883\n": f"listener {port} 127.0.0.1\n",
-        "/etc/mosquitto/certs/": f"{certificates}/",
-        "/etc/mosquitto/acl\n": f"{DEPLOY / 'acl'}\n",
-        "/var/lib/mosquitto/\n": f"{data}/\n",
-    }
-    if with_revocation:
-        changes["#crlfile "] = "crlfile "
-    for old, new in changes.items():
-        assert old in text, f"the configuration has no {old!r}"
-        text = text.replace(old, new)
-    return text
-
-
-Start = Callable[..., int]
-
-
-@pytest.fixture
-def start_broker(certificates: Path, tmp_path: Path, free_port: int) -> Iterator[Start]:
-    if MOSQUITTO is None:
-        skip_or_fail("mosquitto is not installed (make mosquitto)")
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*, with_revocation: bool = False) -> int:
-        config = tmp_path / "mosquitto.conf"
-        config.write_text(production_config(certificates, free_port, tmp_path, with_revocation=with_revocation))
-        if os.geteuid() == 0:  # started as root, mosquitto becomes another user, who cannot read a test's folders
-            config.write_text(config.read_text() + "user root\n")
-        broker = subprocess.Popen([str(MOSQUITTO), "-c", str(config)], stderr=subprocess.PIPE, text=True)
-        running.append(broker)
-        assert broker.stderr is not None
-        for line in broker.stderr:  # ends where the broker does
-            if "running" in line:
-                return free_port
-        return pytest.fail("mosquitto did not start with the production configuration")
-
-    yield start
-    for broker in running:
-        broker.kill()
-        broker.communicate()
 
 
 class Peer:
@@ -210,7 +114,9 @@ def test_a_station_that_takes_anothers_client_id_does_not_throw_it_off(certifica
 
 @pytest.mark.parametrize("name", [None, "forged"])
 def test_without_a_certificate_of_the_stations_authority_nobody_gets_in(
-    certificates: Path, start_broker: Start, name: str | None
+    certificates: Path,
+    start_broker: Start,
+    name: str | None,
 ) -> None:
     port = start_broker()
     assert not is_let_in(certificates, port, name)
