@@ -1,22 +1,35 @@
-"""The command fieldpost-agent: runs a station, says how it is, looks into its buffer. Translates; does no work."""
+"""The command fieldpost-agent: runs a station, installs it, says how it is and what is wrong. Translates; does no work.
+
+What a command does stands in operation/actions.py, which is imported only when it is called: the agent itself stays
+small.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from edge_agent.settings import AgentSettings, load_settings
+from fieldpost._version import __version__
 from fieldpost.errors import FieldpostError, InvalidRequestError, TryAgainError
 
+CONFIG_FILE = Path("/etc/fieldpost/station.toml")
 EXIT_FAILED = 1
 EXIT_WRONG_USAGE = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL
+
+DESCRIPTION = """\
+Runs a Fieldpost station: keeps what the instruments measure on the station's
+own disk, and sends it to the server.
+
+  sudo fieldpost-agent install --station NAME --broker mqtts://HOST:8883
+  sudo fieldpost-agent check
+  sudo fieldpost-agent status
+"""
+EPILOGUE = "Exit status: 0 done, 1 failed, 2 wrong usage, 75 try again later. More: docs/station.md."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,11 +43,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 wrong usage, 75 try again later.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        settings = load_settings(options.config, os.environ)
-        status: int = options.action(settings, options)
-        return status
+        return _act(options)
     except FieldpostError as error:
         if options.debug:
             raise
@@ -44,98 +55,137 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, TryAgainError):
             return EXIT_TRY_AGAIN
         return EXIT_WRONG_USAGE if isinstance(error, InvalidRequestError) else EXIT_FAILED
+    except BrokenPipeError:
+        # Whoever read what we print has seen enough (head, less). Nothing more can be written at the exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _act(options: argparse.Namespace) -> int:
+    if options.action == "run":
+        from edge_agent.operation.run import run_agent
+
+        return run_agent(options)
+    from edge_agent.operation.actions import ACTIONS
+
+    return ACTIONS[options.action](options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may stand on the command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, required=True, metavar="FILE", help="the station's settings (TOML)")
+    about = f"the station's settings (TOML); default {CONFIG_FILE}"
+    common.add_argument("--config", type=Path, default=CONFIG_FILE, metavar="FILE", help=about)
     common.add_argument("--debug", action="store_true", help="show where an error came from")
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON, for programs")
 
-    parser = argparse.ArgumentParser(prog="fieldpost-agent", description=f"{__doc__.split(':', maxsplit=1)[0]}.")
-    nouns = parser.add_subparsers(required=True, metavar="COMMAND")
-    verb = nouns.add_parser("run", parents=[common], help="run the station until SIGTERM")
+    top = argparse.ArgumentParser(
+        prog="fieldpost-agent",
+        description=DESCRIPTION,
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"fieldpost-agent {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(_add(verbs, "run", "run the station until SIGTERM", common))
+    _add_install(_add(verbs, "install", "make a service of it: user, folders, settings, unit", common, as_json))
+    _add(verbs, "check", "look for what is wrong, and say what to do; 1 where something is", common, as_json)
+    _add(verbs, "status", "how the station is, by its own word", common, as_json)
+    buffer = verbs.add_parser("buffer", help="look into the buffer", description="Looks into the buffer.")
+    nouns = buffer.add_subparsers(required=True, metavar="COMMAND")
+    _add(nouns, "list", "the day files", common, as_json, action="buffer list")
+    _add(nouns, "check", "read every record and hold its checksum", common, as_json, action="buffer check")
+    _add_replay(_add(verbs, "replay", "send observations again that the server has had before", common, as_json))
+    _add_set(_add(verbs, "set", "change a setting while the station runs", common, as_json))
+    model = verbs.add_parser("model", help="the quick look's model", description="The quick look's model.")
+    nouns = model.add_subparsers(required=True, metavar="COMMAND")
+    _add_model_take(_add(nouns, "take", "try a model, and use it if it is good", common, as_json, action="model take"))
+    verb = _add(nouns, "show", "what a model package says of itself", common, as_json, action="model show")
+    verb.add_argument("file", type=Path, metavar="FILE", help="the model package")
+    return top
+
+
+_Verbs = argparse._SubParsersAction  # argparse gives it no other name
+
+
+def _add(
+    verbs: _Verbs[argparse.ArgumentParser], name: str, about: str, *parents: argparse.ArgumentParser, action: str = ""
+) -> argparse.ArgumentParser:
+    description = f"{about[0].upper()}{about[1:]}."
+    verb = verbs.add_parser(name, parents=parents, help=about, description=description)
+    verb.set_defaults(action=action or name)
+    return verb
+
+
+def _add_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--exit-when-delivered",
         action="store_true",
         help="end once every finite source is done and the server has answered for everything",
     )
-    verb.set_defaults(action=_run)
-    verb = nouns.add_parser("status", parents=[common, as_json], help="how the station is, by its own word")
-    verb.set_defaults(action=_status)
-    buffer = nouns.add_parser("buffer", help="look into the buffer").add_subparsers(required=True, metavar="COMMAND")
-    verb = buffer.add_parser("list", parents=[common, as_json], help="the day files")
-    verb.set_defaults(action=_buffer_list)
-    verb = buffer.add_parser("check", parents=[common, as_json], help="read every record and hold its checksum")
-    verb.set_defaults(action=_buffer_check)
-    return parser
 
 
-def _run(settings: AgentSettings, options: argparse.Namespace) -> int:
-    # Imported here: the other commands need no MQTT.
+def _add_install(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Makes a service of this software. May be called again at any time: after an upgrade, and after a change of "
+        "the folders in the settings file. An existing settings file is never changed."
+    )
+    verb.add_argument("--station", default="", metavar="NAME", help="the station's name; needed the first time")
+    verb.add_argument(
+        "--broker",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="mqtts://HOST:8883 or mqtt://HOST:1883; may be given several times; needed the first time",
+    )
+    verb.add_argument(
+        "--instrument-folder",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an instrument that puts files into this folder; may be given several times",
+    )
+    verb.add_argument("--program", type=Path, metavar="PATH", help="the fieldpost-agent to run; default: this one")
+    verb.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="install into an image that lies here"
+    )
+    verb.add_argument("--no-start", action="store_true", help="do not start the service")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def _add_replay(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Sends observations again, behind what is fresh. The server drops what it has. Give sequences or times; times "
+        "without a zone are UTC. Without a running agent they are marked, and go when it starts."
+    )
+    verb.add_argument("--from", type=int, dest="first", metavar="SEQUENCE", help="the first sequence")
+    verb.add_argument("--to", type=int, dest="last", metavar="SEQUENCE", help="the last sequence")
+    verb.add_argument("--since", type=_time, metavar="TIME", help="captured from this time on: 2026-05-01T12:00:00Z")
+    verb.add_argument("--until", type=_time, metavar="TIME", help="captured before this time; default: now")
+
+
+def _add_set(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Changes a setting of the running station until it is changed again; it stands over the settings file. Only "
+        "settings that cannot cut the station off can be changed: docs/settings.md."
+    )
+    verb.add_argument("key", metavar="KEY", help="for example rate_limit_bytes_per_s")
+    choice = verb.add_mutually_exclusive_group(required=True)
+    choice.add_argument("value", nargs="?", metavar="VALUE", help="as in the settings file")
+    choice.add_argument("--reset", action="store_true", help="go back to the settings file")
+
+
+def _add_model_take(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", type=Path, metavar="FILE", help="the model package")
+    about = "its Ed25519 signature by the key that the station trusts (model_key_file)"
+    verb.add_argument("--signature", type=Path, required=True, metavar="FILE", help=about)
+
+
+def _time(text: str) -> datetime:
     try:
-        from edge_agent.assembly import build_agent
-    except ModuleNotFoundError as error:
-        message = f"expected what a station needs to be installed, but there is no module {error.name}"
-        raise InvalidRequestError(message, hint="pip install 'fieldpost[edge]'") from error
-    from fieldpost.logs import configure_logging
-
-    configure_logging(settings.log_level)
-    agent = build_agent(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
-    agent.run(exit_when_delivered=options.exit_when_delivered)
-    return 0
-
-
-def _status(settings: AgentSettings, options: argparse.Namespace) -> int:
-    path = settings.buffer_folder / "status.json"
-    try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        message = f"expected the station's status at {path}, but got {error}"
-        raise TryAgainError(message, hint="is the agent running?") from error
-    if options.json:
-        _print(json.dumps(report, indent=1))
-        return 0
-    for key, value in report.items():
-        if not isinstance(value, list):
-            _print(f"{key:18} {value}")
-    for instrument in report["instruments"]:
-        _print("instrument         " + ", ".join(f"{key} {value}" for key, value in instrument.items()))
-    for alarm in report["alarms"]:
-        _print(f"ALARM              {alarm}")
-    return 0
-
-
-def _buffer_list(settings: AgentSettings, options: argparse.Namespace) -> int:
-    from edge_agent.storage.inspection import list_files
-
-    files = list_files(settings.buffer_folder)
-    if options.json:
-        _print(json.dumps([file.to_dict() for file in files], indent=1))
-        return 0
-    for file in files:
-        undelivered = file.observation_count - file.delivered_count
-        counts = f"{file.observation_count:7} observations  {undelivered:7} undelivered"
-        _print(f"{file.name}  {counts}  {file.size_bytes:11} bytes")
-    return 0
-
-
-def _buffer_check(settings: AgentSettings, options: argparse.Namespace) -> int:
-    from edge_agent.storage.inspection import check_file, list_files
-
-    checks = [check_file(settings.buffer_folder, file) for file in list_files(settings.buffer_folder)]
-    if options.json:
-        _print(json.dumps([check.to_dict() for check in checks], indent=1))
-    else:
-        for check in checks:
-            damaged = ", ".join(f"{first}..{last}" for first, last in check.damaged) or "none"
-            tail = f"  {check.tail_bytes} bytes of an unfinished write" if check.tail_bytes else ""
-            _print(f"{check.name}  {check.good_count:7} good  damaged: {damaged}{tail}")
-    return EXIT_FAILED if any(check.damaged for check in checks) else 0
-
-
-def _print(text: str) -> None:
-    print(text)  # noqa: T201
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        message = f"expected a time such as 2026-05-01T12:00:00Z, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
