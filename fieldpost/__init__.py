@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from fieldpost._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fieldpost._channel import Tls as Tls
     from fieldpost._outbox import Outbox as Outbox
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from fieldpost.errors import TryAgainError as TryAgainError
     from fieldpost.errors import UnknownInstrumentError as UnknownInstrumentError
 
-    __version__: str
 
 _HOMES = {
     "AsyncClient": "fieldpost.async_client",
@@ -70,12 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: object = version("fieldpost")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        value: object = getattr(importlib.import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'fieldpost' has no attribute {name!r}")
     globals()[name] = value

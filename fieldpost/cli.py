@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-from fieldpost._channel import Tls
+from fieldpost._cli_options import DEFAULT_SERVER, Certificates, Debug, Server, connected, one_line_for_errors
 from fieldpost._render import csv_lines, json_lines, station_json, station_lines, table_lines, watch_line
 from fieldpost._requests import PredictionQuery
+from fieldpost._station_cli import station_app
 from fieldpost._table import json_rows
 from fieldpost._times import parse_moment
 from fieldpost.client import Client
-from fieldpost.errors import FieldpostError, InvalidRequestError, TryAgainError
+from fieldpost.errors import InvalidRequestError
 from fieldpost.v1.prediction_pb2 import Prediction
-
-EXIT_FAILED = 1
-EXIT_WRONG_USAGE = 2
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a script may try the same later
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fieldpost",
@@ -37,19 +29,6 @@ app = typer.Typer(
     context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 
-Server: TypeAlias = Annotated[
-    str, typer.Option("--server", envvar="FIELDPOST_SERVER", metavar="HOST:PORT", help="The server to ask.")
-]
-Certificates: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="FIELDPOST_CERTIFICATES",
-        metavar="FOLDER",
-        help="Connect by TLS. The folder holds ca.crt, the server's authority, and, where the server wants to know who "
-        "asks, client.crt and client.key.",
-    ),
-]
-Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Station: TypeAlias = Annotated[str | None, typer.Option(metavar="NAME", help="Only this station.")]
 Instrument: TypeAlias = Annotated[
@@ -59,7 +38,8 @@ Analysis: TypeAlias = Annotated[
     str | None, typer.Option(metavar="NAME", help="Only this analysis, for example boundary-layer-height.")
 ]
 
-DEFAULT_SERVER = "127.0.0.1:50051"
+
+app.add_typer(station_app)
 
 
 @app.command()
@@ -84,7 +64,7 @@ def predictions(
     Times are UTC where they name no zone. A missing value is "-" in the table, empty in CSV, null in JSON.
     Observations that could not be predicted are counted on standard error, and are lines of their own in JSON.
     """
-    with _one_line_for_errors(debug), _connected(server, certificates) as client:
+    with one_line_for_errors(debug), connected(server, certificates) as client:
         if as_json and as_csv:
             raise InvalidRequestError("expected one of --json and --csv, but got both")
         now = datetime.now(UTC)
@@ -128,7 +108,7 @@ def stations(
     as_json: Json = False, server: Server = DEFAULT_SERVER, certificates: Certificates = None, debug: Debug = False
 ) -> None:
     """Print the stations and their instruments, as the server knows them."""
-    with _one_line_for_errors(debug), _connected(server, certificates) as client:
+    with one_line_for_errors(debug), connected(server, certificates) as client:
         found = client.stations()
         for line in map(station_json, found) if as_json else station_lines(found):
             typer.echo(line)
@@ -154,57 +134,13 @@ def watch(
 
     Where the connection breaks, it goes on after the last prediction as soon as the server can be reached again.
     """
-    with _one_line_for_errors(debug), _connected(server, certificates) as client:
+    with one_line_for_errors(debug), connected(server, certificates) as client:
         for prediction in client.watch(
             station=station, instrument=instrument, analysis=analysis, after_prediction_id=after
         ):
             for line in json_lines(prediction) if as_json else map(watch_line, json_rows(prediction)):
                 typer.echo(line)
             sys.stdout.flush()
-
-
-@contextmanager
-def _connected(server: str, certificates: Path | None) -> Generator[Client]:
-    with Client(server, tls=None if certificates is None else _read_tls(certificates)) as client:
-        yield client
-
-
-def _read_tls(folder: Path) -> Tls:
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        return path.read_bytes() if path.exists() else None
-
-    root = read("ca.crt")
-    if root is None:
-        raise InvalidRequestError(
-            f"expected the server's authority in {folder / 'ca.crt'}, but there is no such file",
-            hint="ask the server's operator for it",
-        )
-    return Tls(root_certificates=root, certificate=read("client.crt"), private_key=read("client.key"))
-
-
-@contextmanager
-def _one_line_for_errors(debug: bool) -> Generator[None]:
-    """Turns errors into one line that says what, one that says what to do, and an exit status."""
-    try:
-        yield
-        sys.stdout.flush()  # so that a reader that went away is noticed here, and not at the interpreter's end
-    except FieldpostError as error:
-        if debug:
-            raise
-        typer.echo(f"fieldpost: {error}", err=True)
-        typer.echo(error.hint or "--debug shows where it came from", err=True)
-        raise typer.Exit(_exit_status(error)) from error
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as error:
-        raise typer.Exit(EXIT_INTERRUPTED) from error
-
-
-def _exit_status(error: FieldpostError) -> int:
-    if isinstance(error, TryAgainError):
-        return EXIT_TRY_AGAIN
-    return EXIT_WRONG_USAGE if isinstance(error, InvalidRequestError) else EXIT_FAILED
 
 
 def main() -> None:

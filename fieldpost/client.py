@@ -20,13 +20,14 @@ from typing import Self, TypeAlias, TypeVar, Unpack
 import grpc
 
 from fieldpost._channel import DEFAULT_TIMEOUT_S, OPTIONS, Tls
+from fieldpost._commands import COMMAND_TIMEOUT_S, check_result
 from fieldpost._requests import PredictionQuery, WatchQuery, list_request, next_page, watch_request
 from fieldpost._sending import BUNDLES_IN_FLIGHT, Bundler, SendReport, Tally, send_request
 from fieldpost._status import ended_early, error_for, error_from, no_answer, watch_ended
 from fieldpost._table import PredictionTable, to_table
 from fieldpost._watching import WatchState
 from fieldpost.errors import FieldpostError, OfflineError
-from fieldpost.v1 import ingest_service_pb2, predictions_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1 import command_pb2, ingest_service_pb2, predictions_service_pb2, receipt_pb2, stations_service_pb2
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1.ingest_service_pb2_grpc import IngestStub
 from fieldpost.v1.prediction_pb2 import Prediction
@@ -186,9 +187,25 @@ class Client:
         """The stations and their instruments, as the server knows them, by name."""
         return list(self._call(self._stations.List, stations_service_pb2.ListStationsRequest()).stations)
 
-    def _call(self, method: Callable[..., _Response], request: object) -> _Response:
+    def command(self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Asks a station for something, and waits for its answer.
+
+        Args:
+            station: Its name.
+            command: For example `Command(report=ReportCommand())`. The server fills in a command_id, and the epoch of a
+                replay, where they are empty.
+            timeout_s: How long the station may take. It is asked again and again, and does it once.
+
+        Raises:
+            RejectedError: The station refuses it, and says why.
+            TryAgainError: The station does not answer, or the server cannot be reached.
+        """
+        request = stations_service_pb2.CommandStationRequest(station=station, command=command)
+        check_result(station, self._call(self._stations.Command, request, timeout_s).result)
+
+    def _call(self, method: Callable[..., _Response], request: object, timeout_s: float | None = None) -> _Response:
         with self._translated():
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=timeout_s or self._timeout_s)
 
     @contextmanager
     def _translated(self) -> Generator[None]:

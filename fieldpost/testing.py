@@ -25,7 +25,7 @@ from fieldpost.errors import InvalidObservationError
 from fieldpost.names import NAME_PATTERN, check_epoch, check_name
 from fieldpost.payload import decode_checked
 from fieldpost.ranges import RangeSet
-from fieldpost.v1 import ingest_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1 import command_pb2, ingest_service_pb2, receipt_pb2, stations_service_pb2
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import predictions_service_pb2 as predictions_pb2
 from fieldpost.v1.ingest_service_pb2_grpc import IngestServicer, add_IngestServicer_to_server
@@ -52,6 +52,8 @@ class RecordingServer:
         predictions: What Predictions serves; add with add_prediction.
         stations: What Stations serves; append what you like.
         held_sha256: The hash of each observation taken, by (station, epoch, sequence).
+        commands: What stations were asked, as (station, command).
+        refusals: Why a station refuses what it is asked, by its name; a station that is not named accepts.
         changed: Notified whenever an observation or a prediction came.
     """
 
@@ -65,6 +67,8 @@ class RecordingServer:
         self.observations: list[pb.Observation] = []
         self.predictions: list[Prediction] = []
         self.stations: list[stations_service_pb2.Station] = []
+        self.commands: list[tuple[str, command_pb2.Command]] = []
+        self.refusals: dict[str, str] = {}
         self.registered = registered
         self.page_size_max = page_size_max
         self.held_sha256: dict[tuple[str, str, int], bytes] = {}
@@ -288,4 +292,15 @@ class _Stations(StationsServicer):
     ) -> stations_service_pb2.ListStationsResponse:
         return stations_service_pb2.ListStationsResponse(
             stations=sorted(self._server.stations, key=lambda each: each.station)
+        )
+
+    def Command(
+        self, request: stations_service_pb2.CommandStationRequest, context: Any
+    ) -> stations_service_pb2.CommandStationResponse:
+        self._server.commands.append((request.station, request.command))
+        detail = self._server.refusals.get(request.station, "")
+        return stations_service_pb2.CommandStationResponse(
+            result=command_pb2.CommandResult(
+                command_id=request.command.command_id, is_accepted=not detail, detail=detail
+            )
         )

@@ -112,6 +112,13 @@ def _measure_time_source(row: DayObservation, header: pb.ObservationHeader) -> s
     return "capture_time" if row.measure_unix_nanos == row.capture_unix_nanos else "payload"
 
 
+def _capture_time_source(header: pb.ObservationHeader) -> str:
+    """Whose clock it was: the station's, the station's once it was right, or the server's."""
+    if header.HasField("corrected_wall_time"):
+        return "station, corrected"
+    return "station" if header.capture_clock.wall_time.ToNanoseconds() else "server"
+
+
 def _facts(name: str, row: DayObservation, header: pb.ObservationHeader) -> tuple[str | int, ...]:
     clock = header.capture_clock
     return (
@@ -121,7 +128,7 @@ def _facts(name: str, row: DayObservation, header: pb.ObservationHeader) -> tupl
         format_instant(row.measure_unix_nanos),
         _measure_time_source(row, header),
         format_instant(row.capture_unix_nanos),
-        "station" if clock.wall_time.ToNanoseconds() else "server",
+        _capture_time_source(header),
         pb.ClockSync.Name(clock.clock_sync).removeprefix("CLOCK_SYNC_").lower(),
         clock.boot_id,
         clock.monotonic_nanos,

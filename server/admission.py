@@ -88,7 +88,12 @@ def _check_header(
     if not 0 <= header.payload_bytes <= payload_bytes_max or stored_bytes > payload_bytes_max:
         detail = f"expected a payload of at most {payload_bytes_max} bytes, but got {header.payload_bytes}"
         return reject(header, receipt_pb2.REJECTION_REASON_TOO_LARGE, detail)
-    for name, instant in (("measure", header.measure_time), ("wall", header.capture_clock.wall_time)):
+    instants = {
+        "measure": header.measure_time,
+        "wall": header.capture_clock.wall_time,
+        "corrected wall": header.corrected_wall_time,
+    }
+    for name, instant in instants.items():
         if not is_storable(instant):
             detail = f"expected a {name} time between the years 1678 and 2261, but got {instant.seconds} s since 1970"
             return reject(header, receipt_pb2.REJECTION_REASON_INVALID, detail)

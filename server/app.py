@@ -15,6 +15,7 @@ from server.analyses import find_analyses
 from server.batcher import Batcher
 from server.broadcast import Broadcast
 from server.broker import EmbeddedBroker
+from server.command_desk import CommandDesk
 from server.dispatcher import Dispatcher
 from server.gateway import Gateway, TlsFiles
 from server.grpc_api import GrpcServer
@@ -47,10 +48,11 @@ async def serve(settings: Settings) -> None:
         stored, predicted = Broadcast(), Broadcast()
         ingest = Ingest(store, payload_bytes_max=settings.payload_bytes_max, on_stored=stored.tell_from_thread)
         parts.callback(ingest.close)
-        grpc_server = GrpcServer(store, ingest, predicted, message_bytes_max=settings.message_bytes_max)
+        desk = CommandDesk()
+        grpc_server = GrpcServer(store, ingest, predicted, desk, message_bytes_max=settings.message_bytes_max)
         port = await grpc_server.start(settings.grpc_address)
         parts.push_async_callback(grpc_server.stop, STOP_GRACE_S)
-        _start_gateways(parts, settings, urls, ingest, store)
+        _start_gateways(parts, settings, urls, ingest, store, desk)
         async with asyncio.TaskGroup() as tasks:
             running = await _start_predicting(parts, tasks, settings, store, stored, predicted)
             logger.info("server ready", extra={"grpc_port": port, "brokers": [str(url) for url in urls]})
@@ -62,7 +64,12 @@ async def serve(settings: Settings) -> None:
 
 
 def _start_gateways(
-    parts: AsyncExitStack, settings: Settings, urls: list[BrokerUrl], ingest: Ingest, store: Store
+    parts: AsyncExitStack,
+    settings: Settings,
+    urls: list[BrokerUrl],
+    ingest: Ingest,
+    store: Store,
+    desk: CommandDesk,
 ) -> None:
     refused = RefusedMessages(settings.data_folder / "refused")
     client_id = settings.mqtt_client_id or f"fieldpost-server-{socket.gethostname()}-{os.getpid()}"
@@ -71,7 +78,17 @@ def _start_gateways(
     for url in urls:
         if url.is_embedded:
             parts.callback(EmbeddedBroker(url.host, url.port).close)
-        gateway = Gateway(url, client_id, ingest, store, refused, message_bytes_max=settings.message_bytes_max, tls=tls)
+        gateway = Gateway(
+            url,
+            client_id,
+            ingest,
+            store,
+            refused,
+            message_bytes_max=settings.message_bytes_max,
+            tls=tls,
+            on_result=desk.note_result,
+        )
+        desk.add_way(gateway.publish)
         parts.callback(gateway.close)
 
 

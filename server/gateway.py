@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,8 @@ from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import OverloadedError, RejectedError
 from fieldpost.names import UP, parse_up_topic, receipts_topic
 from fieldpost.ranges import RangeSet
+from fieldpost.v1 import command_pb2, receipt_pb2, station_pb2
 from fieldpost.v1 import observation_pb2 as pb
-from fieldpost.v1 import receipt_pb2, station_pb2
 from server.admission import CheckedBundle, reject, write_receipt
 from server.ingest import Ingest
 from server.refused import RefusedMessages
@@ -81,8 +82,10 @@ class Gateway:
         *,
         message_bytes_max: int,
         tls: TlsFiles | None = None,
+        on_result: Callable[[str, command_pb2.CommandResult], None] | None = None,
     ) -> None:
         self._message_bytes_max = message_bytes_max
+        self._on_result = on_result
         self._ingest = ingest
         self._store = store
         self._refused = refused
@@ -97,6 +100,10 @@ class Gateway:
         self._thread.start()
         self._client.connect_async(url.host, url.port, keepalive=KEEPALIVE_S)
         self._client.loop_start()
+
+    def publish(self, topic: str, message: bytes) -> None:
+        """Publishes what may get lost."""
+        self._client.publish(topic, message, qos=1)
 
     def close(self) -> None:
         """Disconnects; what was not acknowledged will be sent again by its station."""
@@ -165,6 +172,8 @@ class Gateway:
                 return
             elif kind == "status":
                 self._take_status(station, station_pb2.StationStatus.FromString(arrived.content))
+            elif kind == "results" and self._on_result is not None:
+                self._on_result(station, command_pb2.CommandResult.FromString(arrived.content))
             elif not kind:
                 reason = "expected the topic of a station with a valid name"
         except DecodeError as error:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fieldpost.errors import InvalidRequestError, OverloadedError
 from fieldpost.v1 import (
+    command_pb2,
     ingest_service_pb2,
     ingest_service_pb2_grpc,
     prediction_pb2,
@@ -24,10 +25,11 @@ from fieldpost.v1 import (
     stations_service_pb2_grpc,
 )
 from server.broadcast import Broadcast
+from server.command_desk import CommandDesk
 from server.ingest import Ingest
 from server.instants import is_storable, to_nanos
 from server.predictions import PredictionFilter, last_prediction_id, list_after, list_predictions
-from server.stations import list_stations
+from server.stations import last_status, list_stations
 from server.status import as_status
 from server.store import Store
 
@@ -38,6 +40,7 @@ BUNDLES_MAX = 48
 commit's, nobody reads or checks while it is written (measured: 25,000 observations a second instead of 30,000)."""
 WATCH_PAGE = 1000
 WATCH_LOOK_AGAIN_S = 10.0
+COMMAND_TIMEOUT_S = 60.0
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -144,15 +147,31 @@ class PredictionsServicer(predictions_service_pb2_grpc.PredictionsServicer):
 class StationsServicer(stations_service_pb2_grpc.StationsServicer):
     """Serves stations."""
 
-    def __init__(self, store: Store, ingest: Ingest) -> None:
+    def __init__(self, store: Store, ingest: Ingest, desk: CommandDesk) -> None:
         self._store = store
         self._ingest = ingest
+        self._desk = desk
 
     async def List(  # noqa: D102
         self, request: stations_service_pb2.ListStationsRequest, context: Context
     ) -> stations_service_pb2.ListStationsResponse:
         async with as_status(context):
             return stations_service_pb2.ListStationsResponse(stations=await asyncio.to_thread(self._list))
+
+    async def Command(  # noqa: D102
+        self, request: stations_service_pb2.CommandStationRequest, context: Context
+    ) -> stations_service_pb2.CommandStationResponse:
+        async with as_status(context):
+            command = await asyncio.to_thread(self._completed, request.station, request.command)
+            result = await self._desk.ask(request.station, command, _time_left_s(context))
+            return stations_service_pb2.CommandStationResponse(result=result)
+
+    def _completed(self, station: str, command: command_pb2.Command) -> command_pb2.Command:
+        with self._store.read() as connection:
+            status = last_status(connection, station)
+        if command.HasField("replay") and not command.replay.epoch:
+            command.replay.epoch = status.epoch
+        return command
 
     def _list(self) -> list[stations_service_pb2.Station]:
         with self._store.read() as connection:
@@ -162,7 +181,9 @@ class StationsServicer(stations_service_pb2_grpc.StationsServicer):
 class GrpcServer:
     """The running gRPC server, with health and reflection."""
 
-    def __init__(self, store: Store, ingest: Ingest, predicted: Broadcast, *, message_bytes_max: int) -> None:
+    def __init__(
+        self, store: Store, ingest: Ingest, predicted: Broadcast, desk: CommandDesk, *, message_bytes_max: int
+    ) -> None:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", message_bytes_max),
@@ -176,7 +197,7 @@ class GrpcServer:
         predictions_service_pb2_grpc.add_PredictionsServicer_to_server(
             PredictionsServicer(store, predicted), self._server
         )
-        stations_service_pb2_grpc.add_StationsServicer_to_server(StationsServicer(store, ingest), self._server)
+        stations_service_pb2_grpc.add_StationsServicer_to_server(StationsServicer(store, ingest, desk), self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         modules = (ingest_service_pb2, predictions_service_pb2, stations_service_pb2)
@@ -207,6 +228,12 @@ class GrpcServer:
         """Says so to health checks, takes no new calls, and ends the running ones after grace_s."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+
+
+def _time_left_s(context: Context) -> float:
+    """How long the caller still waits, less what an answer needs on its way."""
+    left_s = context.time_remaining()
+    return COMMAND_TIMEOUT_S if left_s is None else max(0.1, left_s - 0.5)
 
 
 def _service_names(module: object) -> list[str]:

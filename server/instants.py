@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fieldpost.v1 import observation_pb2 as pb
+
 SECONDS_MAX = 9_200_000_000
 """About the years 1678 to 2261."""
 NANOS_PER_S = 1_000_000_000
@@ -17,3 +19,10 @@ def is_storable(instant: Timestamp) -> bool:
 def to_nanos(instant: Timestamp) -> int:
     """Nanoseconds since 1970; Timestamp.ToNanoseconds without its checks, for what is_storable."""
     return instant.seconds * NANOS_PER_S + instant.nanos
+
+
+def captured_time(header: pb.ObservationHeader) -> Timestamp:
+    """When the station had the observation complete: by its clock, or as it corrected that later."""
+    if header.HasField("corrected_wall_time"):
+        return header.corrected_wall_time
+    return header.capture_clock.wall_time

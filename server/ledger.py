@@ -19,7 +19,7 @@ from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, judge, write_receipt
-from server.instants import to_nanos
+from server.instants import captured_time, to_nanos
 from server.segments import SegmentWriter
 from server.tables import epochs, instruments, observations, segments, stations
 
@@ -143,7 +143,7 @@ class Ledger:
         for (observation, epoch_id, instrument_id), record, offset in zip(new, records, offsets, strict=True):
             header = observation.header
             sequence = header.sequence
-            capture = to_nanos(header.capture_clock.wall_time) or time.time_ns()
+            capture = to_nanos(captured_time(header)) or time.time_ns()
             measure = to_nanos(header.measure_time) if header.HasField("measure_time") else capture
             facts = (measure, capture, header.payload_bytes, header.sha256)
             rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, select
 
+from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import station_pb2, stations_service_pb2
 from server.ledger import InstrumentCounts
 from server.tables import instruments, stations
@@ -39,6 +40,20 @@ def list_stations(
         if row.last_measure_unix_nanos is not None:
             instrument.last_measure_time.FromNanoseconds(row.last_measure_unix_nanos)
     return list(listed.values())
+
+
+def last_status(connection: Connection, station: str) -> station_pb2.StationStatus:
+    """What a station said of itself last; an empty status where it never said anything.
+
+    Raises:
+        InvalidRequestError: It is not registered.
+    """
+    row = connection.execute(select(stations.c.status).where(stations.c.name == station)).one_or_none()
+    if row is None:
+        raise InvalidRequestError(
+            f"expected a registered station, but got {station[:63]!r}", hint="`fieldpost stations` lists them"
+        )
+    return station_pb2.StationStatus.FromString(row.status or b"")
 
 
 def _or_nan(value: float | None) -> float:

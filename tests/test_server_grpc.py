@@ -27,6 +27,7 @@ from fieldpost.v1 import (
 )
 from server.analyses import AnalysisCard, AnalysisResult, AnalysisVariable
 from server.broadcast import Broadcast
+from server.command_desk import CommandDesk
 from server.grpc_api import GrpcServer
 from server.ingest import Ingest
 from server.pending import activate_models
@@ -80,7 +81,7 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
     store = open_store(folder)
     ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
     predicted = Broadcast()
-    server = GrpcServer(store, ingest, predicted, message_bytes_max=1 << 22)
+    server = GrpcServer(store, ingest, predicted, CommandDesk(), message_bytes_max=1 << 22)
     port = await server.start("127.0.0.1:0")
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -255,7 +256,7 @@ def test_health_and_reflection_answer(tmp_path: Path) -> None:
 def test_a_second_server_on_the_same_port_is_told_so(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         ingest = Ingest(running.store, payload_bytes_max=1 << 20, on_stored=lambda: None)
-        server = GrpcServer(running.store, ingest, running.predicted, message_bytes_max=1 << 20)
+        server = GrpcServer(running.store, ingest, running.predicted, CommandDesk(), message_bytes_max=1 << 20)
         with pytest.raises(TryAgainError, match="cannot listen"):
             await server.start(running.address)
         ingest.close()

@@ -22,25 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fieldpost.v1 import command_pb2 as fieldpost_dot_v1_dot_command__pb2
 from fieldpost.v1 import station_pb2 as fieldpost_dot_v1_dot_station__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fieldpost/v1/stations_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1a\x66ieldpost/v1/station.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13ListStationsRequest\"?\n\x14ListStationsResponse\x12\'\n\x08stations\x18\x01 \x03(\x0b\x32\x15.fieldpost.v1.Station\"\xa7\x01\n\x07Station\x12\x0f\n\x07station\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x1b.fieldpost.v1.StationStatus\x12/\n\x0bstatus_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0binstruments\x18\x04 \x03(\x0b\x32\x18.fieldpost.v1.Instrument\"\xfe\x01\n\nInstrument\x12\x12\n\ninstrument\x18\x01 \x01(\t\x12\x18\n\x10instrument_model\x18\x02 \x01(\t\x12\x14\n\x0clatitude_deg\x18\x03 \x01(\x01\x12\x15\n\rlongitude_deg\x18\x04 \x01(\x01\x12\x12\n\naltitude_m\x18\x05 \x01(\x01\x12\x19\n\x11observation_count\x18\x06 \x01(\x03\x12\x35\n\x11last_measure_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_count\x18\x08 \x01(\x03\x12\x16\n\x0erejected_count\x18\t \x01(\x03\x32Y\n\x08Stations\x12M\n\x04List\x12!.fieldpost.v1.ListStationsRequest\x1a\".fieldpost.v1.ListStationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fieldpost/v1/stations_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1a\x66ieldpost/v1/command.proto\x1a\x1a\x66ieldpost/v1/station.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13ListStationsRequest\"?\n\x14ListStationsResponse\x12\'\n\x08stations\x18\x01 \x03(\x0b\x32\x15.fieldpost.v1.Station\"P\n\x15\x43ommandStationRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12&\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x15.fieldpost.v1.Command\"E\n\x16\x43ommandStationResponse\x12+\n\x06result\x18\x01 \x01(\x0b\x32\x1b.fieldpost.v1.CommandResult\"\xa7\x01\n\x07Station\x12\x0f\n\x07station\x18\x01 \x01(\t\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x1b.fieldpost.v1.StationStatus\x12/\n\x0bstatus_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0binstruments\x18\x04 \x03(\x0b\x32\x18.fieldpost.v1.Instrument\"\xfe\x01\n\nInstrument\x12\x12\n\ninstrument\x18\x01 \x01(\t\x12\x18\n\x10instrument_model\x18\x02 \x01(\t\x12\x14\n\x0clatitude_deg\x18\x03 \x01(\x01\x12\x15\n\rlongitude_deg\x18\x04 \x01(\x01\x12\x12\n\naltitude_m\x18\x05 \x01(\x01\x12\x19\n\x11observation_count\x18\x06 \x01(\x03\x12\x35\n\x11last_measure_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64uplicate_count\x18\x08 \x01(\x03\x12\x16\n\x0erejected_count\x18\t \x01(\x03\x32\xaf\x01\n\x08Stations\x12M\n\x04List\x12!.fieldpost.v1.ListStationsRequest\x1a\".fieldpost.v1.ListStationsResponse\x12T\n\x07\x43ommand\x12#.fieldpost.v1.CommandStationRequest\x1a$.fieldpost.v1.CommandStationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fieldpost.v1.stations_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTSTATIONSREQUEST']._serialized_start=114
-  _globals['_LISTSTATIONSREQUEST']._serialized_end=135
-  _globals['_LISTSTATIONSRESPONSE']._serialized_start=137
-  _globals['_LISTSTATIONSRESPONSE']._serialized_end=200
-  _globals['_STATION']._serialized_start=203
-  _globals['_STATION']._serialized_end=370
-  _globals['_INSTRUMENT']._serialized_start=373
-  _globals['_INSTRUMENT']._serialized_end=627
-  _globals['_STATIONS']._serialized_start=629
-  _globals['_STATIONS']._serialized_end=718
+  _globals['_LISTSTATIONSREQUEST']._serialized_start=142
+  _globals['_LISTSTATIONSREQUEST']._serialized_end=163
+  _globals['_LISTSTATIONSRESPONSE']._serialized_start=165
+  _globals['_LISTSTATIONSRESPONSE']._serialized_end=228
+  _globals['_COMMANDSTATIONREQUEST']._serialized_start=230
+  _globals['_COMMANDSTATIONREQUEST']._serialized_end=310
+  _globals['_COMMANDSTATIONRESPONSE']._serialized_start=312
+  _globals['_COMMANDSTATIONRESPONSE']._serialized_end=381
+  _globals['_STATION']._serialized_start=384
+  _globals['_STATION']._serialized_end=551
+  _globals['_INSTRUMENT']._serialized_start=554
+  _globals['_INSTRUMENT']._serialized_end=808
+  _globals['_STATIONS']._serialized_start=811
+  _globals['_STATIONS']._serialized_end=986
 # @@protoc_insertion_point(module_scope)

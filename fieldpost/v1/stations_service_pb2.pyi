@@ -4,6 +4,7 @@ isort:skip_file
 Stations and instruments, as the server knows them."""
 
 from collections import abc as _abc
+from fieldpost.v1 import command_pb2 as _command_pb2
 from fieldpost.v1 import station_pb2 as _station_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -60,6 +61,60 @@ class ListStationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListStationsResponse: _TypeAlias = ListStationsResponse  # noqa: Y015
+
+@_typing.final
+class CommandStationRequest(_message.Message):
+    """What is asked of which station."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATION_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    station: _builtins.str
+    """The station's name."""
+    @_builtins.property
+    def command(self) -> _command_pb2.Command:
+        """The command. Where command_id is empty the server makes one. Where the epoch of a replay is empty, the one of the
+        station's last status is meant.
+        """
+
+    def __init__(
+        self,
+        *,
+        station: _builtins.str = ...,
+        command: _command_pb2.Command | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "station", b"station"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandStationRequest: _TypeAlias = CommandStationRequest  # noqa: Y015
+
+@_typing.final
+class CommandStationResponse(_message.Message):
+    """The station's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> _command_pb2.CommandResult:
+        """Whether it was accepted, and why not."""
+
+    def __init__(
+        self,
+        *,
+        result: _command_pb2.CommandResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandStationResponse: _TypeAlias = CommandStationResponse  # noqa: Y015
 
 @_typing.final
 class Station(_message.Message):

@@ -40,6 +40,11 @@ class StationsStub:
                 request_serializer=fieldpost_dot_v1_dot_stations__service__pb2.ListStationsRequest.SerializeToString,
                 response_deserializer=fieldpost_dot_v1_dot_stations__service__pb2.ListStationsResponse.FromString,
                 _registered_method=True)
+        self.Command = channel.unary_unary(
+                '/fieldpost.v1.Stations/Command',
+                request_serializer=fieldpost_dot_v1_dot_stations__service__pb2.CommandStationRequest.SerializeToString,
+                response_deserializer=fieldpost_dot_v1_dot_stations__service__pb2.CommandStationResponse.FromString,
+                _registered_method=True)
 
 
 class StationsServicer:
@@ -53,6 +58,14 @@ class StationsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Command(self, request, context):
+        """Asks a station for something, and waits for its answer until the call's deadline. The station is asked again every
+        few seconds; it does the same command once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StationsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_StationsServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=fieldpost_dot_v1_dot_stations__service__pb2.ListStationsRequest.FromString,
                     response_serializer=fieldpost_dot_v1_dot_stations__service__pb2.ListStationsResponse.SerializeToString,
+            ),
+            'Command': grpc.unary_unary_rpc_method_handler(
+                    servicer.Command,
+                    request_deserializer=fieldpost_dot_v1_dot_stations__service__pb2.CommandStationRequest.FromString,
+                    response_serializer=fieldpost_dot_v1_dot_stations__service__pb2.CommandStationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class Stations:
             '/fieldpost.v1.Stations/List',
             fieldpost_dot_v1_dot_stations__service__pb2.ListStationsRequest.SerializeToString,
             fieldpost_dot_v1_dot_stations__service__pb2.ListStationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Command(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fieldpost.v1.Stations/Command',
+            fieldpost_dot_v1_dot_stations__service__pb2.CommandStationRequest.SerializeToString,
+            fieldpost_dot_v1_dot_stations__service__pb2.CommandStationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class StationsStub:
     def __new__(cls, channel: _aio.Channel) -> StationsAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_stations_service_pb2.ListStationsRequest, _stations_service_pb2.ListStationsResponse]
     """Lists the stations and their instruments, by name."""
+    Command: _grpc.UnaryUnaryMultiCallable[_stations_service_pb2.CommandStationRequest, _stations_service_pb2.CommandStationResponse]
+    """Asks a station for something, and waits for its answer until the call's deadline. The station is asked again every
+    few seconds; it does the same command once.
+    """
 
 @_typing.type_check_only
 class StationsAsyncStub(StationsStub):
@@ -43,6 +47,10 @@ class StationsAsyncStub(StationsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_stations_service_pb2.ListStationsRequest, _stations_service_pb2.ListStationsResponse]  # type: ignore[assignment]
     """Lists the stations and their instruments, by name."""
+    Command: _aio.UnaryUnaryMultiCallable[_stations_service_pb2.CommandStationRequest, _stations_service_pb2.CommandStationResponse]  # type: ignore[assignment]
+    """Asks a station for something, and waits for its answer until the call's deadline. The station is asked again every
+    few seconds; it does the same command once.
+    """
 
 class StationsServicer(metaclass=_abc_1.ABCMeta):
     """Serves stations."""
@@ -54,5 +62,15 @@ class StationsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_stations_service_pb2.ListStationsResponse, _abc.Awaitable[_stations_service_pb2.ListStationsResponse]]:
         """Lists the stations and their instruments, by name."""
+
+    @_abc_1.abstractmethod
+    def Command(
+        self,
+        request: _stations_service_pb2.CommandStationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stations_service_pb2.CommandStationResponse, _abc.Awaitable[_stations_service_pb2.CommandStationResponse]]:
+        """Asks a station for something, and waits for its answer until the call's deadline. The station is asked again every
+        few seconds; it does the same command once.
+        """
 
 def add_StationsServicer_to_server(servicer: StationsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
