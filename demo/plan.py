@@ -106,6 +106,7 @@ def write_agent_settings(path: Path, station: PlannedStation, broker_port: int, 
         f"station = {_toml(station.name)}",
         f"broker_urls = [{_toml(f'mqtt://127.0.0.1:{broker_port}')}]",
         f"buffer_folder = {_toml(str(buffer_folder))}",
+        "clock_wait_s = 0  # this machine's clock is taken as it is",
         "status_interval_s = 1",
         "disk_free_alarm_bytes = 0",
     ]

@@ -5,21 +5,28 @@
     <buffer>/days/*.obs, *.idx day files and their indexes
     <buffer>/delivered.json    the ledger of receipts, written lazily
     <buffer>/origins.json      how far each source has come, written when a day file begins and at close
+    <buffer>/clock.json        when the clock was synchronised, boot by boot
     <buffer>/quarantine/       inputs that could not be framed
     <buffer>/set-aside/        damaged parts of this buffer itself
 
-An observation is on the disk when append returns. A receipt only marks; retention alone deletes. Damage is set aside
-and the rest goes on. Knows no network and no source; used by one thread.
+An observation is on the disk when append returns. A receipt only marks; retention alone deletes, and a disk without
+room. Damage is set aside and the rest goes on. Knows no network and no source; used by one thread.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import functools
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
+from edge_agent.clock import boot_id
+from edge_agent.clock_marks import ClockMarks, clock_marks_from_json, needs_time
 from edge_agent.storage.day_file import DayFileName
 from edge_agent.storage.day_files import DayFiles, utc_day
 from edge_agent.storage.durable import disk_error, replace_file, sync_folder
@@ -27,16 +34,24 @@ from edge_agent.storage.ledger import Ledger, ledger_from_json
 from edge_agent.storage.lock import lock_buffer
 from edge_agent.storage.origins import Origins, origins_from_json
 from edge_agent.storage.quarantine import Quarantine
-from edge_agent.storage.records import pack_record
-from edge_agent.storage.retention import RetentionPolicy, StoredFile, choose_expired
-from fieldpost.errors import BrokenStateError, InvalidRequestError
+from edge_agent.storage.records import Record, pack_record
+from edge_agent.storage.retention import (
+    EARLIEST_PLAUSIBLE_DAY,
+    RetentionPolicy,
+    StoredFile,
+    choose_expired,
+    choose_for_room,
+)
+from edge_agent.storage.state_file import load_state, save_state, set_aside
+from fieldpost.errors import FieldpostError, InvalidRequestError, TryAgainError
 from fieldpost.names import EPOCH_PATTERN, check_name
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DAY_FILE_MAX_BYTES = 256 << 20
+RUN_MORE_BYTES = 64 << 10  # for headers, and for the space between records
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,14 @@ class ReadResult:
     """
 
     observations: list[pb.Observation]
+    missing: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecords:
+    """As ReadResult, with records as they are stored."""
+
+    records: list[Record]
     missing: list[tuple[int, int]]
 
 
@@ -74,13 +97,16 @@ class Buffer:
         self._lock: int | None = lock_buffer(folder)
         try:
             self.quarantine = Quarantine(folder / "quarantine")
-            self._files = DayFiles(folder / "days", day_file_max_bytes, self._set_aside, self._set_aside_folder)
+            set_aside_here = functools.partial(set_aside, self._set_aside_folder)
+            self._files = DayFiles(folder / "days", day_file_max_bytes, set_aside_here, self._set_aside_folder)
             self.epoch = self._load_epoch()
             self.ledger = self._load_ledger()
             self._is_ledger_saved = True
             self.last_sequence = self._files.last_sequence
-            self.skip_to(self.ledger.highest())
+            self.skip_to(max(self.ledger.highest(), self._files.lost_through))
             self._origins = self._load_origins()
+            self.clock_marks = self.load_state("clock.json", clock_marks_from_json) or ClockMarks()
+            """When the clock was right; written to disk by save_clock_marks."""
             self.unreadable = RangeSet()
             """Sequences whose records turned out to be damaged or gone since the opening."""
         except BaseException:
@@ -111,14 +137,15 @@ class Buffer:
             self._origins.add(observation.header.origin, observation.header.sequence)
         return range(first, first + len(records))
 
-    def append_again(self, sequence: int, now_unix_s: float) -> int | None:
+    def append_again(self, sequence: int, now_unix_s: float) -> list[pb.Observation]:
         """Appends the bytes of an earlier observation under a new sequence.
 
         Returns:
-            The new sequence; None where the earlier record cannot be read.
+            The observation with its new sequence; nothing where the earlier record cannot be read.
         """
         found = self.read(sequence, sequence, max_bytes=0).observations
-        return self.append(found, now_unix_s)[0] if found else None
+        self.append(found, now_unix_s)
+        return found
 
     def deliver(self, ranges: list[tuple[int, int]]) -> None:
         """Marks ranges as held by the server. Written to disk by save."""
@@ -152,25 +179,53 @@ class Buffer:
             BrokenStateError: The disk refuses for another reason.
         """
         if not self._is_ledger_saved:
-            replace_file(self.folder / "delivered.json", self.ledger.to_json())
+            save_state(self.folder / "delivered.json", self.ledger.to_json())
             self._is_ledger_saved = True
 
-    def delete_expired(self, now_unix_s: float, policy: RetentionPolicy) -> list[StoredFile]:
-        """Deletes the delivered day files that are past their retention."""
-        expired = choose_expired(self.files(), now_unix_s, policy)
-        for file in expired:
-            self.ledger.skipped.add(file.first_sequence, file.last_sequence)
-            self._is_ledger_saved = False
-        self.save()
-        for file in expired:
-            self._files.delete(DayFileName(file.first_sequence, file.day))
+    def save_clock_marks(self) -> None:
+        """Writes down when the clock was right, where that changed.
+
+        Raises:
+            TryAgainError: The disk is full.
+            BrokenStateError: The disk refuses for another reason.
+        """
+        if not self.clock_marks.is_saved:
+            save_state(self.folder / "clock.json", self.clock_marks.to_json())
+            self.clock_marks.is_saved = True
+
+    def delete_expired(
+        self, now_unix_s: float, policy: RetentionPolicy, *, is_clock_trusted: bool = True
+    ) -> list[StoredFile]:
+        """Deletes the delivered day files that are past their retention; none where the clock may not be believed."""
+        expired = choose_expired(self.files(), now_unix_s, policy, is_clock_trusted=is_clock_trusted)
+        self._delete(expired)
         return expired
+
+    def make_room(self, wanted_bytes: int, *, may_drop: bool) -> list[StoredFile]:
+        """Deletes day files before their time, so that so many bytes come free or as many as there are.
+
+        Where only the newest file is left, the next append begins another one, so that it can go the next time.
+
+        Args:
+            wanted_bytes: How much is to come free.
+            may_drop: Whether undelivered files may go, once all delivered ones are gone.
+        """
+        chosen = choose_for_room(self.files(), wanted_bytes, may_drop=may_drop)
+        if sum(file.size_bytes for file in chosen) < wanted_bytes:
+            self._files.leave_newest()
+        self._delete(chosen)
+        return chosen
+
+    def leave_newest_file(self) -> None:
+        """Lets the next append begin a new file: the disk would not write to the newest one."""
+        self._files.leave_newest()
 
     def close(self) -> None:
         """Saves and closes everything; another process may then open the buffer."""
         try:
             self.save()
             self._save_origins()
+            self.save_clock_marks()
         finally:
             self._files.close()
             self._unlock()
@@ -186,24 +241,33 @@ class Buffer:
             max_bytes: Bound of the sum of payload lengths; the first observation may be larger than that.
             first_max_bytes: Bound of the first observation; None for any size.
         """
-        observations: list[pb.Observation] = []
+        found = self.read_records(first, last, max_bytes, first_max_bytes)
+        observations = [pb.Observation(header=record.header, payload=record.payload) for record in found.records]
+        return ReadResult(observations, found.missing)
+
+    def read_records(self, first: int, last: int, max_bytes: int, first_max_bytes: int | None = None) -> FoundRecords:
+        """As read, but the records as they are stored."""
+        records: list[Record] = []
         missing: list[tuple[int, int]] = []
         total_bytes = 0
         sequence = first
+        run: list[Record] = []
         while sequence <= last:
-            record = self._files.read(sequence)
+            if not run:
+                run = self._files.read_run(sequence, last, max_bytes + RUN_MORE_BYTES)[::-1]
+            record = run.pop() if run else self._files.read(sequence)
             if record is None:
                 missing.append((sequence, min(last, self._files.gap_end(sequence))))
                 self._note_unreadable(*missing[-1])
                 sequence = missing[-1][1] + 1
                 continue
             total_bytes += len(record.payload)
-            bound = max_bytes if observations else first_max_bytes
+            bound = max_bytes if records else first_max_bytes
             if bound is not None and total_bytes > bound:
                 break
-            observations.append(pb.Observation(header=record.header, payload=record.payload))
+            records.append(record)
             sequence += 1
-        return ReadResult(observations, missing)
+        return FoundRecords(records, missing)
 
     def held(self) -> RangeSet:
         """The sequences that have an observation here."""
@@ -211,6 +275,35 @@ class Buffer:
         for first, last in self.ledger.skipped:
             held.discard(first, last)
         return held
+
+    def sequences_between(self, start_unix_s: float, end_unix_s: float) -> RangeSet:
+        """The observations captured from a time on, up to and without another, by the clock as far as it is corrected.
+
+        Only headers are read, and only of files that may hold such times: where the clock jumped, any may.
+        """
+        first, end = round(start_unix_s * 1e9), round(end_unix_s * 1e9)
+        days = utc_day(start_unix_s) - timedelta(days=1), utc_day(end_unix_s) + timedelta(days=1)
+        found = RangeSet()
+        names = [name for name, _ in self._files.ranges()]
+        for index, name in enumerate(names):
+            # A file before one of an earlier day was begun by a clock that was ahead.
+            is_plausible = EARLIEST_PLAUSIBLE_DAY <= name.day <= min(later.day for later in names[index : index + 2])
+            if is_plausible and not days[0] <= name.day <= days[1]:
+                continue
+            for header in self._files.read_headers(name):
+                if first <= self.clock_marks.captured_unix_nanos(header) < end:
+                    found.add(header.sequence)
+        return found
+
+    def first_waiting_for_time(self) -> int | None:
+        """The first of the newest observations whose times can be corrected once the clock of this boot is right."""
+        found = None
+        for sequence in range(self.last_sequence, 0, -1):
+            record = self._files.read(sequence)
+            if record is None or not needs_time(record.header) or record.header.capture_clock.boot_id != boot_id():
+                break
+            found = sequence
+        return found
 
     def settled(self) -> RangeSet:
         """The sequences that need not be sent: what the ledger says, and what is not in the buffer any more."""
@@ -260,28 +353,13 @@ class Buffer:
         return epoch
 
     def _load_ledger(self) -> Ledger:
-        path = self.folder / "delivered.json"
-        if not path.exists():
-            return Ledger(self.epoch)
-        content = path.read_bytes()
-        try:
-            return ledger_from_json(content, self.epoch)
-        except BrokenStateError as error:
-            self._set_aside("delivered.json", content, str(error))
-            return Ledger(self.epoch)
+        ledger = self.load_state("delivered.json", lambda content: ledger_from_json(content, self.epoch))
+        return ledger or Ledger(self.epoch)
 
     def _load_origins(self) -> Origins:
         """What origins.json says, and the headers of the records behind it; without it, those of the last two files."""
-        path = self.folder / "origins.json"
-        origins = Origins(
-            through_sequence=self._files.names[-2].first_sequence - 1 if len(self._files.names) > 1 else 0
-        )
-        if path.exists():
-            content = path.read_bytes()
-            try:
-                origins = origins_from_json(content)
-            except BrokenStateError as error:
-                self._set_aside("origins.json", content, str(error))
+        through = self._files.names[-2].first_sequence - 1 if len(self._files.names) > 1 else 0
+        origins = self.load_state("origins.json", origins_from_json) or Origins(through_sequence=through)
         for record in self._files.read_from(origins.through_sequence + 1):
             # Behind a hole that a power cut tore into the last write, the sources begin again: twice is better than
             # never.
@@ -302,20 +380,42 @@ class Buffer:
             self.unreadable.add(gap_first, gap_last)
 
     def _save_origins(self) -> None:
-        replace_file(self.folder / "origins.json", self._origins.to_json())
+        save_state(self.folder / "origins.json", self._origins.to_json())
 
-    def _set_aside(self, name: str, content: bytes, reason: str) -> None:
-        """Keeps damaged bytes of our own for a person to look at."""
-        path = self._set_aside_folder / f"{secrets.token_hex(4)}-{name}"
-        replace_file(path, content)
-        facts = {"file": path.name, "reason": reason, "content_bytes": len(content)}
-        logger.warning("part of the buffer set aside", extra=facts)
+    def load_state(self, name: str, parse: Callable[[bytes], T]) -> T | None:
+        """What a small file in the buffer's folder says; None where there is none, or none that makes sense."""
+        return load_state(self.folder / name, parse, self._set_aside_folder)
+
+    def _delete(self, files: list[StoredFile]) -> None:
+        skipped, dropped = RangeSet(self.ledger.skipped), RangeSet(self.ledger.dropped)
+        for file in files:
+            self.ledger.delete(file.first_sequence, file.last_sequence)
+            self._is_ledger_saved = False
+        deleted_count = 0
+        try:
+            # On a full disk the ledger can only be written after the files are gone. A crash in between costs nothing:
+            # what is not in the buffer is not sent.
+            with contextlib.suppress(TryAgainError):
+                self.save()
+            for file in files:
+                self._files.delete(DayFileName(file.first_sequence, file.day))
+                deleted_count += 1
+        except FieldpostError:
+            # What the disk does not let go is still here, and is still to be sent.
+            self.ledger.skipped, self.ledger.dropped = skipped, dropped
+            for file in files[:deleted_count]:
+                self.ledger.delete(file.first_sequence, file.last_sequence)
+            self._is_ledger_saved = False
+            raise
+        self.save()
 
 
 def _make_folders(*folders: Path) -> None:
     for folder in folders:
         try:
+            missing = [parent for parent in folder.parents if not parent.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(folder.parent)
+            for parent in [folder.parent, *(parent.parent for parent in missing)]:
+                sync_folder(parent)
         except OSError as error:
             raise disk_error(error, folder) from error

@@ -1,9 +1,14 @@
-"""What the server may ask of a station, and what the station answers. Pure; the agent does what is decided here."""
+"""What the server, or a person beside the station, may ask of it, and what the station answers. Pure.
+
+The agent does what is decided here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_agent.remote_settings import Overrides, check_change
+from fieldpost.errors import InvalidRequestError
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2 as pb
 
@@ -15,65 +20,99 @@ class Decision:
     """What becomes of a command.
 
     Attributes:
-        result: The answer.
+        result: The answer; None where it is only known once the work is done.
         replay_ranges: Ranges to send again.
         is_report_wanted: Whether to publish the status now.
+        model: A model to try.
+        overrides: The settings that stand over the settings file from now on; None for no change.
     """
 
-    result: pb.CommandResult
+    result: pb.CommandResult | None
     replay_ranges: tuple[tuple[int, int], ...] = ()
     is_report_wanted: bool = False
+    model: pb.TakeModelCommand | None = None
+    overrides: Overrides | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StationFacts:
+    """What a decision rests on.
+
+    Attributes:
+        epoch: The epoch of this station's buffer.
+        held: The sequences that the buffer has.
+        in_time: Those of them that were captured in the time that the command names.
+        overrides: The settings that stand over the settings file now.
+    """
+
+    epoch: str
+    held: RangeSet
+    in_time: RangeSet
+    overrides: Overrides
 
 
 class CommandBook:
     """Decides each command once. What comes again gets the same answer and is not done again.
 
-    The book is in memory: after a restart a command that comes again is done again, which for every command here costs
-    duplicates and nothing else.
+    The book is in memory. After a restart a command that comes again is done again: a replay costs duplicates, a
+    setting is set to what it is, and a model that is in use is not tried again.
     """
 
     def __init__(self) -> None:
-        self._results: dict[str, pb.CommandResult] = {}
+        self._results: dict[str, pb.CommandResult | None] = {}
 
-    def decide(self, command: pb.Command, epoch: str, held: RangeSet) -> Decision:
-        """Decides a command.
-
-        Args:
-            command: What is asked.
-            epoch: The epoch of this station's buffer.
-            held: The sequences that the buffer has.
-        """
-        known = self._results.get(command.command_id)
-        decision = Decision(known) if known is not None else _decide(command, epoch, held)
-        self._results[command.command_id] = decision.result
-        if len(self._results) > REMEMBERED_COMMANDS:
-            del self._results[next(iter(self._results))]
+    def decide(self, command: pb.Command, facts: StationFacts) -> Decision:
+        """Decides a command."""
+        if command.command_id in self._results:
+            return Decision(self._results[command.command_id])
+        try:
+            decision = _decide(command, facts)
+        except InvalidRequestError as error:
+            decision = Decision(_result(command, str(error)))
+        self.settle(command.command_id, decision.result)
         return decision
 
+    def settle(self, command_id: str, result: pb.CommandResult | None) -> None:
+        """Remembers the answer to a command."""
+        self._results[command_id] = result
+        if len(self._results) > REMEMBERED_COMMANDS:
+            del self._results[next(iter(self._results))]
 
-def _decide(command: pb.Command, epoch: str, held: RangeSet) -> Decision:
+
+def _decide(command: pb.Command, facts: StationFacts) -> Decision:
     kind = command.WhichOneof("action")
     if kind == "report":
-        return Decision(pb.CommandResult(command_id=command.command_id, is_accepted=True), is_report_wanted=True)
+        return Decision(_result(command), is_report_wanted=True)
     if kind == "replay":
-        return _decide_replay(command, epoch, held)
-    return _refused(command, "expected a command replay or report, but got one that this station does not know")
+        return Decision(_result(command), replay_ranges=tuple(_ranges_to_replay(command.replay, facts)))
+    if kind == "set_setting":
+        change = command.set_setting
+        return Decision(_result(command), overrides=check_change(facts.overrides, change.key, change.value))
+    if kind == "take_model":
+        return Decision(None, model=command.take_model)
+    raise InvalidRequestError(
+        "expected a command replay, report, take_model or set_setting, but got one that this station does not know"
+    )
 
 
-def _decide_replay(command: pb.Command, epoch: str, held: RangeSet) -> Decision:
-    if command.replay.epoch != epoch:
-        return _refused(command, f"expected a replay of epoch {epoch}, but got {command.replay.epoch[:40]!r}")
-    wanted = RangeSet()
-    for asked in command.replay.ranges:
+def _ranges_to_replay(replay: pb.ReplayCommand, facts: StationFacts) -> RangeSet:
+    if replay.epoch != facts.epoch:
+        raise InvalidRequestError(f"expected a replay of epoch {facts.epoch}, but got {replay.epoch[:40]!r}")
+    if replay.HasField("start_time") != replay.HasField("end_time"):
+        raise InvalidRequestError("expected start_time and end_time together, but got one without the other")
+    wanted = RangeSet(facts.in_time)
+    for asked in replay.ranges:
         if not 1 <= asked.first_sequence <= asked.last_sequence:
             text = f"{asked.first_sequence}..{asked.last_sequence}"
-            return _refused(command, f"expected ranges of sequences from 1 on, first to last, but got {text}")
+            raise InvalidRequestError(f"expected ranges of sequences from 1 on, first to last, but got {text}")
         wanted.add(asked.first_sequence, asked.last_sequence)
-    present = RangeSet(part for first, last in wanted for part in held.common(first, last))
+    present = RangeSet(part for first, last in wanted for part in facts.held.common(first, last))
     if not present:
-        return _refused(command, f"expected ranges that the buffer still has, but it has none of {list(wanted)[:10]}")
-    return Decision(pb.CommandResult(command_id=command.command_id, is_accepted=True), tuple(present))
+        named = f"it has none of {list(wanted)[:10]}" if wanted else "it has none of that time"
+        raise InvalidRequestError(f"expected observations that the buffer still has, but {named}")
+    return present
 
 
-def _refused(command: pb.Command, detail: str) -> Decision:
-    return Decision(pb.CommandResult(command_id=command.command_id, is_accepted=False, detail=detail))
+def _result(command: pb.Command, detail: str = "") -> pb.CommandResult:
+    """Accepted where there is nothing to say against it."""
+    return pb.CommandResult(command_id=command.command_id, is_accepted=not detail, detail=detail)

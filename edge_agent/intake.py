@@ -1,21 +1,27 @@
 """From waiting sources into the buffer: everything that waits becomes one write, and then the sources are released.
 
-Where the disk is full, the sources wait and nothing is dropped. Knows no session and no network.
+Where the disk is full and nothing may go, or where it is broken, the sources wait; what they hold is not dropped, and
+is written as soon as the disk takes it. Knows no session and no network.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
 from edge_agent.report import InstrumentReport
+from edge_agent.session_events import RefusedObservation
 from edge_agent.source_threads import Captured
 from edge_agent.sources.source import Stopping
-from fieldpost.errors import TryAgainError
+from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
+from fieldpost.v1 import observation_pb2 as pb
 
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
+ROOM_BYTES = 1 << 20
+"""So much more than what waits comes free at once, where it can."""
 
 
 class Intake:
@@ -23,17 +29,21 @@ class Intake:
 
     Args:
         buffer: Where they go.
-        alarms: Told while the disk is full.
+        alarms: Told while the disk refuses.
+        make_room: Deletes what may go so that so many bytes come free; returns whether anything went.
     """
 
-    def __init__(self, buffer: Buffer, alarms: Alarms) -> None:
+    def __init__(self, buffer: Buffer, alarms: Alarms, make_room: Callable[[int], bool]) -> None:
         self._buffer = buffer
         self._alarms = alarms
+        self._make_room = make_room
         self._waiting: list[Captured] = []
-        self._again: list[tuple[int, str, str]] = []
+        self._again: list[RefusedObservation] = []
         self._retry_at_s = 0.0
         self._retry_s = RETRY_FIRST_S
         self.instruments: dict[str, InstrumentReport] = {}
+        self.seen_s: dict[str, float] = {}
+        """When each instrument gave something last, on the monotonic clock."""
 
     @property
     def wake_at_s(self) -> float | None:
@@ -44,35 +54,52 @@ class Intake:
         """Takes captures whose source waits."""
         self._waiting.append(captured)
 
-    def add_again(self, sequence: int, reason: str, detail: str) -> None:
+    def add_again(self, refused: RefusedObservation) -> None:
         """Takes an observation in the buffer that needs a new sequence, since the server refused the old one."""
-        self._again.append((sequence, reason, detail))
+        self._again.append(refused)
 
-    def write(self, now_s: float) -> bool:
+    def write(self, now_s: float) -> list[pb.Observation]:
         """Writes everything that waits, with one fsync, and releases the sources.
 
         Returns:
-            Whether something was written.
-
-        Raises:
-            BrokenStateError: The disk is broken; the sources keep what they have.
+            What was written, in the order of sequences.
         """
         if self.wake_at_s is None or now_s < self.wake_at_s:
-            return False
+            return []
+        observations = [o for captured in self._waiting for o in captured.observations]
         try:
-            while self._again:
-                self._append_again(*self._again[0])
-                del self._again[0]
-            self._buffer.append([o for captured in self._waiting for o in captured.observations], time.time())
-        except TryAgainError as error:
-            self._alarms.set("disk", f"the disk takes nothing and the sources wait: {error}")
+            again = self._write(observations)
+        except FieldpostError as error:
+            self._alarms.set("disk", f"the disk takes nothing, and the sources wait: {error}")
             self._retry_at_s = now_s + self._retry_s
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
-            return False
+            return []
         self._retry_s = RETRY_FIRST_S
         self._alarms.set("disk", "")
         self._release()
-        return True
+        return again + observations
+
+    def _write(self, observations: list[pb.Observation]) -> list[pb.Observation]:
+        """Writes, and makes room first where the disk is full.
+
+        Returns:
+            Those that were appended again.
+        """
+        again = []
+        while self._again:
+            again += self._append_again(self._again[0])
+            del self._again[0]
+        while True:
+            try:
+                self._buffer.append(observations, time.time())
+                return again
+            except TryAgainError:
+                if not self._make_room(ROOM_BYTES + sum(len(o.payload) for o in observations)):
+                    raise
+            except BrokenStateError:
+                # A block that the card does not take: elsewhere it may. What was written before is not touched again.
+                self._buffer.leave_newest_file()
+                raise
 
     def refuse_all(self) -> None:
         """At the end: whoever still waits keeps what it has."""
@@ -85,12 +112,15 @@ class Intake:
             report = self.instruments[captured.instrument]
             report.captured_count += len(captured.observations)
             report.last_capture_unix_s = time.time()
+            self.seen_s[captured.instrument] = time.monotonic()
             captured.done.set_result(None)
         self._waiting.clear()
 
-    def _append_again(self, sequence: int, reason: str, detail: str) -> None:
+    def _append_again(self, refused: RefusedObservation) -> list[pb.Observation]:
         """Gives the bytes a new sequence, then marks the old one; a crash in between costs a duplicate."""
-        new_sequence = self._buffer.append_again(sequence, time.time())
-        if new_sequence is not None:
-            self._buffer.refuse(sequence, reason, f"its bytes now have sequence {new_sequence}: {detail}")
+        appended = self._buffer.append_again(refused.sequence, time.time())
+        for observation in appended:
+            detail = f"its bytes now have sequence {observation.header.sequence}: {refused.detail}"
+            self._buffer.refuse(refused.sequence, refused.reason, detail)
             self._buffer.save()
+        return appended

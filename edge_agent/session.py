@@ -8,11 +8,16 @@ The rules:
    observation that is larger than the window travels alone.
 3. A receipt settles only what this session has published: where the buffer is a restored copy, the server may hold
    other bytes under the sequences that it will use next. Sequences that a receipt names beyond the last are never used.
-4. At every connect, and where no receipt came for a while (with exponential backoff and jitter), what is in flight is
-   taken back and published again. Duplicates are harmless.
+4. At every connect, and where no receipt came for a while (with exponential backoff and jitter; longer where receipts
+   take long), what is in flight is taken back and published again. Duplicates are harmless, but a slow link is not to
+   be filled with them: after such a stall only a little goes ahead until receipts come again, and what was in flight
+   steps behind the rest, so that one observation that never arrives does not hold up the others.
 5. What was undelivered at the connect, or when receipts began to come again after a stall, is *backlog*; what came
    later is *fresh*. Fresh goes first; every fourth bundle is backlog, so that it always moves.
 6. The same bytes get a new sequence where the server holds other bytes under theirs.
+7. On a metered link, payload bytes are paid for at rate_limit_bytes_per_s: after a bundle nothing is sent until the
+   time that its bytes cost has passed.
+8. Observations whose times may still be corrected are kept back, from a given sequence on, until they are released.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edge_agent.patience import Awaited, Patience, first_of
 from edge_agent.session_events import (
     Action,
     AppendAgain,
@@ -27,6 +33,7 @@ from edge_agent.session_events import (
     Connected,
     Disconnected,
     Event,
+    KeepBack,
     MarkDelivered,
     MarkRefused,
     Published,
@@ -41,6 +48,7 @@ from edge_agent.session_events import (
 from fieldpost.ranges import RangeSet
 
 IDENTITY_CONFLICT = "IDENTITY_CONFLICT"
+METERED_BUNDLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class SessionLimits:
         resend_after_s: Time without a receipt after which what is in flight is published again.
         resend_max_s: What that time grows to at most.
         backlog_share: Every so many bundles one is backlog, however much is fresh.
+        rate_limit_bytes_per_s: Most payload bytes a second, on average; 0 for no limit.
     """
 
     window_observations: int = 256
@@ -64,6 +73,7 @@ class SessionLimits:
     resend_after_s: float = 4.0
     resend_max_s: float = 120.0
     backlog_share: int = 4
+    rate_limit_bytes_per_s: int = 0
 
 
 class Session:
@@ -76,18 +86,28 @@ class Session:
     """
 
     def __init__(self, limits: SessionLimits, last_sequence: int, settled: RangeSet) -> None:
-        self._limits = limits
+        self.limits = limits
+        """May be changed at any time."""
         self._last_sequence = last_sequence
         self._settled = RangeSet(settled)
         self._claimed = RangeSet(settled)  # settled or in flight: not to be sent now
         self._published = RangeSet()  # in this session's life: what a receipt may settle
         self._in_flight: dict[int, int] = {}  # sequence -> payload bytes
         self._in_flight_bytes = 0
+        self._awaited: dict[int, Awaited] = {}  # published over this connection and not settled
+        self._behind: dict[int, None] = {}  # claimed, but not in flight since a stall; the next to be sent first
+        self._patience = Patience()
         self._is_connected = False
         self._fresh_from = last_sequence + 1
         self._bundle_count = 0
-        self._stall_count = 0
         self._resend_at_s: float | None = None
+        self._keep_back_from: int | None = None
+        self._paid_at_s: float | None = None  # when the bytes of the last bundle are paid for, on a metered link
+
+    @property
+    def stall_count(self) -> int:
+        """How often in a row no receipt came in time; 0 where the last one did."""
+        return self._patience.stall_count
 
     @property
     def backlog_count(self) -> int:
@@ -106,8 +126,9 @@ class Session:
 
     @property
     def wake_at_s(self) -> float | None:
-        """When TimePassed makes a difference, on the clock of now_s; None where it does not."""
-        return self._resend_at_s if self._is_connected and self._in_flight else None
+        """When TimePassed or next_bundle makes a difference, on the clock of now_s; None where it does not."""
+        wakes = [self._due_resend_at_s(), self._paid_at_s if self._is_connected and self._choose_range() else None]
+        return min((at_s for at_s in wakes if at_s is not None), default=None)
 
     def handle(self, event: Event, now_s: float, jitter: float) -> list[Action]:
         """Takes an event.
@@ -123,7 +144,7 @@ class Session:
         match event:
             case Connected():
                 self._is_connected = True
-                self._stall_count = 0
+                self._patience.note_connected()
                 self._take_back()
             case Disconnected():
                 self._is_connected = False
@@ -137,59 +158,80 @@ class Session:
                 return self._take_receipt(held, refused, now_s, jitter)
             case ReplayAsked(ranges):
                 self._reopen(ranges)
+            case KeepBack(from_sequence):
+                self._keep_back_from = from_sequence
             case TimePassed():
                 self._resend_if_stalled(now_s)
         return []
 
-    def next_bundle(self) -> SendBundle | None:
+    def next_bundle(self, now_s: float) -> SendBundle | None:
         """What to publish now; None where there is nothing, or no room for it.
 
         The caller publishes and reports Published or Unreadable before asking again.
+
+        Args:
+            now_s: Monotonic time in seconds.
         """
-        room = self._limits.window_observations - len(self._in_flight)
-        room_bytes = self._limits.window_bytes - self._in_flight_bytes
+        if self._paid_at_s is not None:
+            if now_s < self._paid_at_s:
+                return None
+            self._paid_at_s = None
+        is_probing = self._patience.stall_count > 0
+        window = self.limits.bundle_observations if is_probing else self.limits.window_observations
+        room = window - len(self._in_flight)
+        room_bytes = self._patience.window_bytes(self.limits.window_bytes) - self._in_flight_bytes
         chosen = self._choose_range() if self._is_connected and room > 0 and room_bytes > 0 else None
         if chosen is None:
             return None
         first, last = chosen
         return SendBundle(
             first_sequence=first,
-            last_sequence=min(last, first + min(room, self._limits.bundle_observations) - 1),
-            max_bytes=min(room_bytes, self._limits.bundle_bytes),
+            last_sequence=min(last, first + min(room, self.limits.bundle_observations) - 1),
+            max_bytes=min(room_bytes, self.limits.bundle_bytes, self._metered_bytes()),
             # One that is larger than the window waits until nothing else is in flight.
             first_max_bytes=room_bytes if self._in_flight else None,
         )
 
+    def _metered_bytes(self) -> int:
+        """So much on a metered link that what is measured next need not wait long for its turn."""
+        rate = self.limits.rate_limit_bytes_per_s
+        return int(rate * METERED_BUNDLE_S) if rate else self.limits.bundle_bytes
+
     def _choose_range(self) -> tuple[int, int] | None:
-        fresh = next(self._claimed.gaps(self._fresh_from, self._last_sequence), None)
-        backlog = next(self._claimed.gaps(1, self._fresh_from - 1), None)
-        is_backlogs_turn = self._bundle_count % self._limits.backlog_share == self._limits.backlog_share - 1
+        last = self._last_sequence
+        if self._keep_back_from is not None:
+            last = min(last, self._keep_back_from - 1)
+        fresh = next(self._claimed.gaps(self._fresh_from, last), None)
+        backlog = next(self._claimed.gaps(1, min(last, self._fresh_from - 1)), None)
+        is_backlogs_turn = self._bundle_count % self.limits.backlog_share == self.limits.backlog_share - 1
         return backlog or fresh if is_backlogs_turn else fresh or backlog
 
-    def _note_published(self, observations: Iterable[tuple[int, int]], now_s: float, jitter: float) -> None:
+    def _note_published(self, observations: tuple[tuple[int, int], ...], now_s: float, jitter: float) -> None:
         if not self._in_flight:
             self._set_resend_time(now_s, jitter)
-        for sequence, payload_bytes in observations:
-            if sequence in self._settled:
-                continue
+        unsettled = [entry for entry in observations if entry[0] not in self._settled]
+        for sequence, payload_bytes in unsettled:
             self._in_flight_bytes += payload_bytes - self._in_flight.get(sequence, 0)
             self._in_flight[sequence] = payload_bytes
-            self._claimed.add(sequence)
-            self._published.add(sequence)
+            earlier = self._awaited.get(sequence)
+            self._awaited[sequence] = earlier.again(now_s) if earlier else Awaited(now_s, now_s, payload_bytes)
+        for first, last in RangeSet.of(sequence for sequence, _ in unsettled):
+            self._claimed.add(first, last)
+            self._published.add(first, last)
         self._bundle_count += 1
+        if self.limits.rate_limit_bytes_per_s:
+            sent_bytes = sum(payload_bytes for _, payload_bytes in observations)
+            self._paid_at_s = now_s + sent_bytes / self.limits.rate_limit_bytes_per_s
 
     def _take_receipt(
         self, held: tuple[tuple[int, int], ...], refused: tuple[RefusedObservation, ...], now_s: float, jitter: float
     ) -> list[Action]:
         known = [part for first, last in held for part in self._published.common(first, last)]
         refusals = [r for r in refused if r.sequence in self._published and r.sequence not in self._settled]
-        in_flight_before = len(self._in_flight)
-        for first, last in known:
-            self._settle(first, last)
-        for refusal in refusals:
-            self._settle(refusal.sequence, refusal.sequence)
-        if len(self._in_flight) < in_flight_before:
-            self._note_progress(now_s, jitter)
+        named = [*known, *((refusal.sequence, refusal.sequence) for refusal in refusals)]
+        settled = [entry for first, last in named for entry in self._settle(first, last)]
+        if settled:
+            self._note_progress(settled, now_s, jitter)
         actions: list[Action] = [MarkDelivered(tuple(known))] if known else []
         for refusal in refusals:
             actions.append(AppendAgain(refusal) if refusal.reason == IDENTITY_CONFLICT else MarkRefused(refusal))
@@ -200,21 +242,34 @@ class Session:
             actions.insert(0, SkipTo(highest))
         return actions
 
-    def _note_progress(self, now_s: float, jitter: float) -> None:
-        if self._stall_count:
-            self._stall_count = 0
+    def _note_progress(self, settled: list[Awaited], now_s: float, jitter: float) -> None:
+        if self._patience.stall_count:
             self._fresh_from = self._last_sequence + 1
+        self._patience.note_receipt(settled, now_s, self._wait_s())
+        self._release([n for n in self._behind if self._awaited[n].is_lost(now_s, self._wait_s())])
         self._set_resend_time(now_s, jitter)
 
     def _resend_if_stalled(self, now_s: float) -> None:
-        wake_at_s = self.wake_at_s
-        if wake_at_s is not None and now_s >= wake_at_s:
-            self._stall_count += 1
-            self._release_in_flight()
+        due_at_s = self._due_resend_at_s()
+        if due_at_s is None or now_s < due_at_s:
+            return
+        self._resend_at_s = None  # until something is published
+        if self._in_flight:
+            self._patience.note_stall()
+            self._behind |= dict.fromkeys(self._in_flight)
+            self._in_flight.clear()
+            self._in_flight_bytes = 0
+        if self._choose_range() is None:
+            self._release(first_of(self._behind, self._awaited))
+
+    def _due_resend_at_s(self) -> float | None:
+        return self._resend_at_s if self._is_connected and (self._in_flight or self._behind) else None
 
     def _set_resend_time(self, now_s: float, jitter: float) -> None:
-        wait_s = min(self._limits.resend_after_s * 2**self._stall_count, self._limits.resend_max_s)
-        self._resend_at_s = now_s + wait_s * (1 + jitter / 2)
+        self._resend_at_s = now_s + self._wait_s() * (1 + jitter / 2)
+
+    def _wait_s(self) -> float:
+        return self._patience.wait_s(self.limits.resend_after_s, self.limits.resend_max_s)
 
     def _take_back(self) -> None:
         """At a connect: nothing is in flight, and what is undelivered is backlog."""
@@ -222,18 +277,28 @@ class Session:
         self._fresh_from = self._last_sequence + 1
 
     def _release_in_flight(self) -> None:
-        for sequence in self._in_flight:
-            self._claimed.discard(sequence)
+        self._release(list(self._awaited))
         self._in_flight.clear()
         self._in_flight_bytes = 0
+        self._awaited.clear()
 
-    def _settle(self, first: int, last: int) -> None:
+    def _release(self, sequences: Iterable[int]) -> None:
+        """They may be sent again."""
+        for sequence in sequences:
+            self._behind.pop(sequence, None)
+            self._claimed.discard(sequence)
+
+    def _settle(self, first: int, last: int) -> list[Awaited]:
+        """Not to be sent any more; returns what was awaited of it."""
         if last < first:
-            return
+            return []
         self._settled.add(first, last)
         self._claimed.add(first, last)
-        for sequence in [s for s in self._in_flight if first <= s <= last]:
-            self._in_flight_bytes -= self._in_flight.pop(sequence)
+        sequences = [sequence for sequence in self._awaited if first <= sequence <= last]
+        for sequence in sequences:
+            self._in_flight_bytes -= self._in_flight.pop(sequence, 0)
+            self._behind.pop(sequence, None)
+        return [self._awaited.pop(sequence) for sequence in sequences]
 
     def _reopen(self, ranges: Iterable[tuple[int, int]]) -> None:
         """A receipt from before the request must not settle what is asked for now; hence no longer published."""

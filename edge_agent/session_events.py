@@ -66,11 +66,18 @@ class ReplayAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepBack:
+    """Observations from this sequence on are not to be sent yet; None where none are kept back any more."""
+
+    from_sequence: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing happened; it is later."""
 
 
-Event = Connected | Disconnected | Appended | Published | Unreadable | ReceiptCame | ReplayAsked | TimePassed
+Event = Connected | Disconnected | Appended | Published | Unreadable | ReceiptCame | ReplayAsked | KeepBack | TimePassed
 
 
 # --- actions ---

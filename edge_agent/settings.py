@@ -52,7 +52,11 @@ class AgentSettings:
         metadata=about("Most payload bytes in one message; one larger observation goes alone.", minimum=1024),
     )
     resend_after_s: float = field(
-        default=4.0, metadata=about("Seconds without a receipt before observations are sent again.", minimum=0.1)
+        default=4.0,
+        metadata=about(
+            "Seconds without a receipt before observations are sent again; longer where receipts take long.",
+            minimum=0.1,
+        ),
     )
     rate_limit_bytes_per_s: int = field(
         default=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -132,6 +133,8 @@ def _convert(key: str, value: Any, hint: Any, minimum: float | None) -> Any:
     if not isinstance(value, accepted[kind]) or isinstance(value, bool):
         raise wrong
     converted = kind(value)
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise wrong
     if minimum is not None and converted < minimum:
         raise InvalidRequestError(f"expected {key} to be at least {minimum:g}, but got {value!r}")
     return converted
@@ -146,6 +149,15 @@ def _to_time(key: str, value: Any) -> datetime:
             f"expected {key} to be a time such as 2025-06-01T00:00:00Z, but got {value!r}"
         ) from error
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def make_one(owner: type, setting: dataclasses.Field[Any], value: Any) -> Any:
+    """The checked value of one setting.
+
+    Raises:
+        InvalidRequestError: It is of another type, or out of bounds.
+    """
+    return _convert(setting.name, value, typing.get_type_hints(owner)[setting.name], setting.metadata["minimum"])
 
 
 def _unknown(key: str, known: list[str]) -> InvalidRequestError:

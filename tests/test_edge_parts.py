@@ -1,4 +1,4 @@
-"""The small parts of the agent: the intake on a full disk, sources that fail, commands, reports, backoff, clocks."""
+"""The small parts of the agent: the intake on a full disk, sources that fail, reports, backoff, clocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
 from edge_agent.capture import Capture, observation_of, parse_origin
 from edge_agent.clock import read_capture_clock
-from edge_agent.commands import REMEMBERED_COMMANDS, CommandBook
 from edge_agent.intake import Intake
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
 from edge_agent.source_threads import Captured, SourceEnded, SourceThread
@@ -26,8 +25,6 @@ from edge_agent.storage.quarantine import Quarantine
 from edge_agent.uplink import backoff_s
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import BrokenStateError
-from fieldpost.ranges import RangeSet
-from fieldpost.v1 import command_pb2
 
 EPOCH = "e" * 32
 
@@ -35,6 +32,11 @@ EPOCH = "e" * 32
 def captured(number: int) -> Captured:
     capture = Capture("cl51", "vaisala-cl", b"telegram %d" % number, origin_name="cl51:run", origin_index=number)
     return Captured("cl51", [observation_of(capture)], Future())
+
+
+def no_room(wanted_bytes: int) -> bool:
+    """Nothing may go."""
+    return False
 
 
 # --- intake ---
@@ -51,7 +53,7 @@ def test_everything_that_waits_becomes_one_write_and_then_the_sources_are_releas
     syncs: list[int] = []
     real = os.fdatasync
     monkeypatch.setattr("edge_agent.storage.day_file.os.fdatasync", lambda fd: (syncs.append(fd), real(fd)))
-    intake = Intake(buffer, Alarms())
+    intake = Intake(buffer, Alarms(), no_room)
     intake.instruments = {"cl51": InstrumentReport("cl51")}
     waiting = [captured(number) for number in range(5)]
     for one in waiting:
@@ -68,7 +70,7 @@ def test_on_a_full_disk_the_sources_wait_with_an_alarm_and_nothing_is_dropped(
     buffer: Buffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alarms = Alarms()
-    intake = Intake(buffer, alarms)
+    intake = Intake(buffer, alarms, no_room)
     intake.instruments = {"cl51": InstrumentReport("cl51")}
     one = captured(1)
     intake.add(one)
@@ -89,8 +91,32 @@ def test_on_a_full_disk_the_sources_wait_with_an_alarm_and_nothing_is_dropped(
     buffer.close()
 
 
+def test_on_a_disk_that_is_broken_the_sources_wait_and_the_next_try_begins_another_file(
+    buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarms = Alarms()
+    intake = Intake(buffer, alarms, no_room)
+    intake.instruments = {"cl51": InstrumentReport("cl51")}
+    for number in (1, 2):
+        intake.add(captured(number))
+        if number == 1:
+            assert intake.write(now_s=0)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_agent.storage.day_file.os.fdatasync", fail)
+        assert not intake.write(now_s=1)
+    assert "Input/output error" in alarms.texts()[0]
+    assert intake.write(now_s=2)
+    assert len(list((buffer.folder / "days").glob("*.obs"))) == 2
+    assert [o.header.sequence for o in buffer.read(1, 2, 1 << 20).observations] == [1, 2]
+    buffer.close()
+
+
 def test_at_the_end_whoever_still_waits_keeps_what_it_has(buffer: Buffer) -> None:
-    intake = Intake(buffer, Alarms())
+    intake = Intake(buffer, Alarms(), no_room)
     one = captured(1)
     intake.add(one)
     intake.refuse_all()
@@ -134,51 +160,6 @@ def test_a_source_that_fails_is_an_alarm_and_is_begun_again(tmp_path: Path, monk
     assert ended.wait(10)
     assert source.run_count == 2
     assert [getattr(event, "text", "ended") for event in events] == ["source failed: /dev/ttyUSB0", "", "ended"]
-
-
-# --- commands ---
-
-
-def replay(*ranges: tuple[int, int], epoch: str = EPOCH, command_id: str = "1") -> command_pb2.Command:
-    command = command_pb2.Command(command_id=command_id)
-    command.replay.epoch = epoch
-    for first, last in ranges:
-        command.replay.ranges.add(first_sequence=first, last_sequence=last)
-    return command
-
-
-def test_a_replay_is_cut_to_what_the_buffer_still_has() -> None:
-    decision = CommandBook().decide(replay((1, 10), (30, 40)), EPOCH, RangeSet([(5, 8), (35, 35)]))
-    assert decision.result.is_accepted
-    assert decision.replay_ranges == ((5, 8), (35, 35))
-
-
-@pytest.mark.parametrize(
-    ("command", "detail"),
-    [
-        (replay((1, 2), epoch="0" * 32), "expected a replay of epoch"),
-        (replay((20, 30)), "expected ranges that the buffer still has"),
-        (replay((3, 2)), "expected ranges of sequences from 1 on, first to last, but got 3..2"),
-        (replay((0, 2)), "expected ranges of sequences from 1 on"),
-        (replay(), "expected ranges that the buffer still has"),
-        (command_pb2.Command(command_id="1"), "one that this station does not know"),
-    ],
-)
-def test_a_command_that_cannot_be_done_is_refused_with_a_reason(command: command_pb2.Command, detail: str) -> None:
-    decision = CommandBook().decide(command, EPOCH, RangeSet([(1, 10)]))
-    assert not decision.result.is_accepted
-    assert detail in decision.result.detail
-    assert decision.replay_ranges == ()
-
-
-def test_a_command_is_decided_once_and_answered_the_same_ever_after() -> None:
-    book, held = CommandBook(), RangeSet([(1, 10)])
-    first = book.decide(replay((1, 2)), EPOCH, held)
-    again = book.decide(replay((1, 2)), EPOCH, RangeSet())
-    assert (again.result, again.replay_ranges) == (first.result, ())
-    for number in range(REMEMBERED_COMMANDS):
-        book.decide(replay((1, 2), command_id=f"other {number}"), EPOCH, held)
-    assert book.decide(replay((1, 2)), EPOCH, held).replay_ranges == ((1, 2),), "the book does not grow for ever"
 
 
 # --- reports, origins, clocks ---

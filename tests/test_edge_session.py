@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from edge_agent.session_events import (
     Connected,
     Disconnected,
     Event,
+    KeepBack,
     MarkDelivered,
     MarkRefused,
     Published,
@@ -47,7 +49,7 @@ def tell(subject: Session, *events: Event, now: float = 0.0) -> list[Action]:
 def publish_all(subject: Session, size: int = 10, now: float = 0.0) -> list[list[int]]:
     """Publishes until the session has no more to say; the sequences of each bundle."""
     bundles = []
-    while (send := subject.next_bundle()) is not None:
+    while (send := subject.next_bundle(now)) is not None:
         sequences = list(range(send.first_sequence, send.last_sequence + 1))
         tell(subject, Published(tuple((sequence, size) for sequence in sequences)), now=now)
         bundles.append(sequences)
@@ -59,7 +61,7 @@ def publish_all(subject: Session, size: int = 10, now: float = 0.0) -> list[list
 
 def test_nothing_is_sent_before_the_link_is_up() -> None:
     subject = session(3)
-    assert subject.next_bundle() is None
+    assert subject.next_bundle(0.0) is None
     tell(subject, Connected())
     assert publish_all(subject) == [[1, 2, 3]]
 
@@ -76,19 +78,19 @@ def test_the_window_bounds_what_is_in_flight_and_a_receipt_opens_it() -> None:
 def test_a_bundle_is_bounded_in_bytes_and_a_full_window_of_bytes_lets_nothing_through() -> None:
     subject = session(100)
     tell(subject, Connected())
-    assert subject.next_bundle() == SendBundle(1, 3, max_bytes=300, first_max_bytes=None)
+    assert subject.next_bundle(0.0) == SendBundle(1, 3, max_bytes=300, first_max_bytes=None)
     tell(subject, Published(((1, 900),)))
-    assert subject.next_bundle() == SendBundle(2, 4, max_bytes=100, first_max_bytes=100)
+    assert subject.next_bundle(0.0) == SendBundle(2, 4, max_bytes=100, first_max_bytes=100)
     tell(subject, Published(((2, 100),)))
-    assert subject.next_bundle() is None
+    assert subject.next_bundle(0.0) is None
 
 
 def test_an_observation_larger_than_the_window_travels_alone() -> None:
     subject = session(3)
     tell(subject, Connected(), Published(((1, 5000),)))
-    assert subject.next_bundle() is None
+    assert subject.next_bundle(0.0) is None
     tell(subject, ReceiptCame(((1, 1),)))
-    assert subject.next_bundle() == SendBundle(2, 3, max_bytes=300, first_max_bytes=None)
+    assert subject.next_bundle(0.0) == SendBundle(2, 3, max_bytes=300, first_max_bytes=None)
 
 
 def test_what_is_in_flight_is_sent_again_at_every_connect() -> None:
@@ -96,7 +98,7 @@ def test_what_is_in_flight_is_sent_again_at_every_connect() -> None:
     tell(subject, Connected())
     publish_all(subject)
     tell(subject, ReceiptCame(((2, 2),)), Disconnected())
-    assert subject.next_bundle() is None
+    assert subject.next_bundle(0.0) is None
     tell(subject, Connected())
     assert publish_all(subject) == [[1], [3, 4]]
 
@@ -186,6 +188,42 @@ def test_a_receipt_from_before_a_replay_does_not_settle_it() -> None:
     assert publish_all(subject) == [[1]]
 
 
+def test_on_a_metered_link_nothing_is_sent_before_the_last_bytes_are_paid_for() -> None:
+    subject = session(9)
+    subject.limits = replace(LIMITS, rate_limit_bytes_per_s=10)
+    tell(subject, Connected())
+    assert publish_all(subject, size=20) == [[1, 2, 3]]
+    assert subject.wake_at_s == 4.0, "the resend comes first"
+    tell(subject, ReceiptCame(((1, 3),)), now=1.0)
+    assert subject.wake_at_s == 6.0
+    assert publish_all(subject, now=5.9) == []
+    assert publish_all(subject, now=6.0) == [[4, 5, 6]]
+
+
+def test_a_rate_limit_holds_over_any_length_of_time() -> None:
+    subject = session(2000)
+    subject.limits = replace(LIMITS, rate_limit_bytes_per_s=50)
+    tell(subject, Connected())
+    sent = 0
+    for now in range(1000):
+        for bundle in publish_all(subject, size=30, now=float(now)):
+            sent += 30 * len(bundle)
+            tell(subject, ReceiptCame(((bundle[0], bundle[-1]),)), now=float(now))
+        assert sent <= 50 * now + LIMITS.bundle_bytes
+    assert sent > 44 * 1000
+
+
+def test_what_is_kept_back_is_sent_once_it_is_released_and_the_rest_at_once() -> None:
+    subject = session(2)
+    tell(subject, KeepBack(3), Appended(4), Connected())
+    assert publish_all(subject) == [[1, 2]]
+    tell(subject, ReceiptCame(((1, 2),)))
+    assert publish_all(subject) == []
+    assert subject.backlog_count == 2
+    tell(subject, KeepBack(None))
+    assert publish_all(subject) == [[3, 4]]
+
+
 def test_what_cannot_be_read_is_not_asked_for_again() -> None:
     subject = session(4)
     tell(subject, Connected(), Unreadable(1, 2))
@@ -244,7 +282,7 @@ def test_everything_is_delivered_in_the_end_over_any_link_and_never_more_than_th
     delivered, last, now = RangeSet(), backlog, 0.0
 
     def step(loss: float) -> None:
-        while (send := subject.next_bundle()) is not None:
+        while (send := subject.next_bundle(now)) is not None:
             assert send.last_sequence <= last
             sizes = {n: chance.randint(1, 400) for n in range(send.first_sequence, send.last_sequence + 1)}
             taken: list[int] = []

@@ -103,6 +103,8 @@ class Station:
             f"broker_urls = {json.dumps(urls)}",
             f'buffer_folder = "{self.buffer_folder}"',
         ]
+        # The clock of a test machine may not be synchronised, and is right all the same.
+        settings = {"clock_wait_s": 0} | settings
         lines += [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
         self.config.write_text("\n".join(lines) + instruments)
         self.process: subprocess.Popen[bytes] | None = None
@@ -258,7 +260,7 @@ def test_without_a_receipt_a_station_sends_again_and_forgets_nothing(
     server.is_silent = True
     station = make_station(simulated(10))
     process = station.start("--exit-when-delivered")
-    server.wait_until(lambda: server.came_count >= 20)
+    server.wait_until(lambda: server.came_count >= 12)
     assert process.poll() is None
     server.is_silent = False
     assert process.wait(15) == 0
@@ -425,7 +427,7 @@ def test_sigterm_ends_a_station_cleanly_and_the_commands_tell_how_it_is(
     report = json.loads(capsys.readouterr().out)
     assert (report["backlog_count"], report["last_sequence"], report["is_online"]) == (0, 3, False)
     assert run_cli(["status", *config]) == 0
-    assert "backlog_count" in capsys.readouterr().out
+    assert "NOT RUNNING" in capsys.readouterr().out
     assert run_cli(["buffer", "list", *config, "--json"]) == 0
     assert [file["delivered_count"] for file in json.loads(capsys.readouterr().out)] == [3]
     assert run_cli(["buffer", "check", *config]) == 0

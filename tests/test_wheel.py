@@ -44,6 +44,8 @@ def test_the_wheel_holds_every_module_of_both(unpacked: Path) -> None:
     for package in ("fieldpost", "edge_agent"):
         here = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")}
         assert {path.relative_to(unpacked) for path in (unpacked / package).rglob("*.py")} == here
+    assert (unpacked / "edge_agent" / "operation" / "fieldpost-agent.service").exists()
+    assert (unpacked / "edge_agent" / "quick_look" / "boundary-layer.fpmodel").exists()
 
 
 def test_the_wheel_says_that_it_is_typed_and_under_which_licence(unpacked: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -43,7 +44,9 @@ def replace_file(path: Path, content: bytes, *, is_synced: bool = True) -> None:
         if is_synced:
             sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # Tidy only: the next one begins it anew. A disk that refuses to write may refuse this as well.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from edge_agent.storage.day_file import DayFile
 from edge_agent.storage.day_files import list_day_files
 from edge_agent.storage.ledger import Ledger, ledger_from_json
+from edge_agent.storage.state_file import without_checksum
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.ranges import RangeSet
 
@@ -69,7 +70,7 @@ def check_file(folder: Path, file: FileSummary) -> FileCheck:
     try:
         good = RangeSet.of(record.header.sequence for record in day_file.read_all())
         damaged = list(good.gaps(day_file.name.first_sequence, max(file.last_sequence, day_file.last_sequence)))
-        return FileCheck(file.name, len(good), damaged, max(0, day_file.size - day_file.end))
+        return FileCheck(file.name, len(good), damaged, len(day_file.read_tail()))
     finally:
         day_file.close()
 
@@ -88,6 +89,6 @@ def _ledger(folder: Path) -> Ledger:
     """The ledger as saved; an empty one where it cannot be read, as the agent takes it."""
     try:
         epoch = (folder / "epoch").read_text().strip()
-        return ledger_from_json((folder / "delivered.json").read_bytes(), epoch)
+        return ledger_from_json(without_checksum((folder / "delivered.json").read_bytes()), epoch)
     except (OSError, BrokenStateError):
         return Ledger("")

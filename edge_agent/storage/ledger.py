@@ -38,13 +38,15 @@ class Ledger:
         epoch: The epoch that they belong to.
         delivered: Held by the server.
         refusals: Refused by the server, by the name of the reason.
-        skipped: Without an observation in this buffer: never given to one, or deleted past its retention.
+        skipped: Without an observation in this buffer: never given to one, or deleted.
+        dropped: Those of them that were deleted undelivered, since there was no room for newer ones.
     """
 
     epoch: str
     delivered: RangeSet = field(default_factory=RangeSet)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     skipped: RangeSet = field(default_factory=RangeSet)
+    dropped: RangeSet = field(default_factory=RangeSet)
 
     def deliver(self, first: int, last: int) -> None:
         """Marks a range as held by the server, whatever was said of it before."""
@@ -64,6 +66,18 @@ class Ledger:
         for refusal in self.refusals.values():
             refusal.sequences.discard(first, last)
 
+    def delete(self, first: int, last: int) -> int:
+        """Marks a range as deleted from the buffer.
+
+        Returns:
+            How many observations of it were undelivered.
+        """
+        undelivered = list(self._open_ranges(first, last))
+        for open_first, open_last in undelivered:
+            self.dropped.add(open_first, open_last)
+        self.skipped.add(first, last)
+        return sum(open_last - open_first + 1 for open_first, open_last in undelivered)
+
     def settled(self) -> RangeSet:
         """What need not be sent after a start: delivered, refused for good, without an observation."""
         result = RangeSet(self.delivered)
@@ -77,6 +91,10 @@ class Ledger:
 
     def is_done(self, first: int, last: int) -> bool:
         """Whether no sequence of the range is needed for delivery any more."""
+        return not self._open_ranges(first, last)
+
+    def _open_ranges(self, first: int, last: int) -> RangeSet:
+        """The part of the range whose observations exist here alone."""
         done = [self.delivered, self.skipped]
         if REPLACED in self.refusals:
             done.append(self.refusals[REPLACED].sequences)
@@ -84,7 +102,7 @@ class Ledger:
         for ranges in done:
             for done_first, done_last in ranges.common(first, last):
                 rest.discard(done_first, done_last)
-        return not rest
+        return rest
 
     def refused_count(self) -> int:
         """How many observations are refused and have not been replaced."""
@@ -107,6 +125,7 @@ class Ledger:
             "delivered": list(self.delivered),
             "refusals": refusals,
             "skipped": list(self.skipped),
+            "dropped": list(self.dropped),
         }
         return json.dumps(content, separators=(",", ":")).encode()
 
@@ -127,6 +146,7 @@ def ledger_from_json(content: bytes, epoch: str) -> Ledger:
                 for reason, refusal in fields["refusals"].items()
             },
             skipped=_ranges(fields["skipped"]),
+            dropped=_ranges(fields.get("dropped", [])),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BrokenStateError(

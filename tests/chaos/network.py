@@ -97,6 +97,7 @@ class Network:
             f'broker_urls = ["mqtt://127.0.0.1:{self.mqtt_port}"]',
             f'buffer_folder = "{self.buffer(station)}"',
             "disk_free_alarm_bytes = 0",
+            "clock_wait_s = 0",
             "status_interval_s = 5",
             "[[instruments]]",
             'name = "it"',
