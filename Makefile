@@ -42,10 +42,13 @@ docs: $(READY) ## regenerate the parts of README and docs/ that come from the co
 	@$(BIN)/python -m docs.generate docs
 
 bench: $(READY) mosquitto ## all benchmarks
-	@for name in delivery inference decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in delivery edge inference decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-chaos: $(READY) mosquitto ## two minutes of kill -9 under load, on each broker
+chaos: $(READY) mosquitto ## kill -9 under load, every step of a station killed, a long outage, a million odd inputs
 	@PYTHONPATH=tests $(BIN)/python -m chaos.campaign --seconds 120
+	@PYTHONPATH=tests $(BIN)/python -m chaos.outage --count 100000
+	@PYTHONPATH=tests $(BIN)/python -m faults.every_step
+	@PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --count 1000000
 
 mosquitto:
 	@sh deploy/mosquitto/install.sh

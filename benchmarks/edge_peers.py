@@ -27,10 +27,11 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class TelegramServer:
-    """An instrument's serial server: sends telegrams to whoever connects, then stays silent."""
+    """An instrument's serial server: sends telegrams to whoever connects at a steady rate, then stays silent."""
 
-    def __init__(self, telegrams: Sequence[bytes]) -> None:
+    def __init__(self, telegrams: Sequence[bytes], rate_per_s: float) -> None:
         self._telegrams = telegrams
+        self._interval_s = 1 / rate_per_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._client: socket.socket | None = None
@@ -38,7 +39,9 @@ class TelegramServer:
 
     def _serve(self) -> None:
         self._client, _ = self._listener.accept()
-        for telegram in self._telegrams:
+        begun_s = time.monotonic()
+        for index, telegram in enumerate(self._telegrams):
+            time.sleep(max(0.0, begun_s + index * self._interval_s - time.monotonic()))
             self._client.sendall(telegram)
 
     def __enter__(self) -> Self:

@@ -22,6 +22,7 @@ from edge_agent.buffer import Buffer
 from edge_agent.control import SOCKET_NAME, Asked, ControlSocket
 from edge_agent.delivery import Delivery
 from edge_agent.intake import Intake
+from edge_agent.link.uplink import LinkDown, LinkUp, MessageCame, Uplink
 from edge_agent.operation.notify import Notifier
 from edge_agent.orders import ModelTaker, ModelTried, Orders
 from edge_agent.remote_settings import Overrides, with_overrides
@@ -40,7 +41,6 @@ from edge_agent.source_threads import (
 from edge_agent.sources.source import Source
 from edge_agent.storage.retention import RetentionPolicy
 from edge_agent.upkeep import Upkeep
-from edge_agent.uplink import LinkDown, LinkUp, MessageCame, Uplink
 from fieldpost.errors import FieldpostError, OfflineError
 from fieldpost.names import commands_topic, receipts_topic, results_topic
 from fieldpost.v1 import command_pb2, receipt_pb2

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from edge_agent.agent import Agent
 from edge_agent.agent import QuickLook as AnyQuickLook
 from edge_agent.buffer import Buffer
-from edge_agent.identity import Identity
-from edge_agent.mqtt_connection import ConnectionSettings, LastWill
+from edge_agent.link.identity import Identity
+from edge_agent.link.mqtt_connection import ConnectionSettings, LastWill
+from edge_agent.link.uplink import MqttUplink
 from edge_agent.operation.notify import Notifier
 from edge_agent.remote_settings import OVERRIDES_FILE, overrides_from_json
 from edge_agent.report import last_will
@@ -30,7 +31,6 @@ from edge_agent.sources.folder import FolderSource
 from edge_agent.sources.replay import ReplaySource
 from edge_agent.sources.simulated import SimulatedSource
 from edge_agent.sources.source import Source
-from edge_agent.uplink import MqttUplink
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import InvalidRequestError
 from fieldpost.names import commands_topic, receipts_topic, status_topic

@@ -14,6 +14,7 @@ from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
 from edge_agent.clock import clock_sync
 from edge_agent.clock_marks import ClockWait
+from edge_agent.link.uplink import Uplink
 from edge_agent.second_chance import SecondChance
 from edge_agent.session import Session, SessionLimits
 from edge_agent.session_events import (
@@ -37,7 +38,6 @@ from edge_agent.session_events import (
 from edge_agent.settings import AgentSettings
 from edge_agent.storage.records import Record
 from edge_agent.upkeep import LEDGER_OBSERVATIONS, Upkeep
-from edge_agent.uplink import Uplink
 from edge_agent.wire import bundle_bytes
 from fieldpost.errors import OfflineError
 from fieldpost.names import observations_topic

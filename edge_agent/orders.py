@@ -13,7 +13,7 @@ from edge_agent.buffer import Buffer
 from edge_agent.commands import CommandBook, StationFacts
 from edge_agent.delivery import Delivery
 from edge_agent.remote_settings import OVERRIDES_FILE, Overrides
-from edge_agent.storage.durable import replace_file
+from edge_agent.storage.state_file import save_state
 from fieldpost.errors import FieldpostError, InvalidRequestError
 from fieldpost.payload import decode_checked
 from fieldpost.ranges import RangeSet
@@ -114,7 +114,7 @@ class Orders:
         return StationFacts(self._buffer.epoch, self._buffer.held(), in_time, self._overrides)
 
     def _change_settings(self, overrides: Overrides) -> None:
-        replace_file(self._buffer.folder / OVERRIDES_FILE, json.dumps(dict(overrides), indent=1).encode())
+        save_state(self._buffer.folder / OVERRIDES_FILE, json.dumps(dict(overrides), indent=1).encode())
         self._overrides = overrides
         self._apply_overrides(overrides)
 

@@ -6,7 +6,6 @@ Knows no source; used by the agent's one thread.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ from edge_agent.buffer import Buffer
 from edge_agent.clock import clock_error_s, clock_sync
 from edge_agent.delivery import Delivery
 from edge_agent.intake import Intake
+from edge_agent.link.uplink import Uplink
 from edge_agent.report import Report, disk_days_left, silent_instruments, to_json, to_status
 from edge_agent.settings import AgentSettings
-from edge_agent.storage.durable import replace_file
-from edge_agent.uplink import Uplink
+from edge_agent.storage.durable import disk_free_bytes, replace_file
 from fieldpost._version import __version__
 from fieldpost.errors import FieldpostError, OfflineError
 from fieldpost.names import status_topic
@@ -112,7 +111,7 @@ class Reporter:
 
     def report(self, *, is_online: bool) -> Report:
         """How the station is now."""
-        disk = shutil.disk_usage(self._buffer.folder)
+        free_bytes = disk_free_bytes(self._buffer.folder)
         files = self._buffer.files()
         return Report(
             station=self._settings.station,
@@ -125,7 +124,7 @@ class Reporter:
             in_flight_count=self._delivery.in_flight_count,
             rejected_count=self._buffer.ledger.refused_count(),
             quarantined_count=self._quarantined_count,
-            disk_free_bytes=disk.free,
+            disk_free_bytes=free_bytes,
             buffer_bytes=self._buffer.size_bytes(),
             command_count=self.command_count,
             broker_url=self._delivery.broker_url,
@@ -133,7 +132,7 @@ class Reporter:
             clock_error_s=clock_error_s(),
             temperature_celsius=_temperature_celsius(),
             dropped_count=len(self._buffer.ledger.dropped),
-            disk_days_left=disk_days_left(files, disk.free, time.time()),
+            disk_days_left=disk_days_left(files, free_bytes, time.time()),
             quick_look_model=self._quick_look()[0],
             certificate_expiry_unix_s=self._uplink.certificate_expiry_unix_s,
             instruments=list(self._intake.instruments.values()),
@@ -160,8 +159,7 @@ class Reporter:
             self._alarms.set("status file", "")
 
     def _look_for_alarms(self, now_s: float) -> None:
-        disk_free_bytes = shutil.disk_usage(self._buffer.folder).free
-        is_low = disk_free_bytes < self._settings.disk_free_alarm_bytes
+        is_low = disk_free_bytes(self._buffer.folder) < self._settings.disk_free_alarm_bytes
         self._alarms.set("disk space", "the buffer's disk is nearly full" if is_low else "")
         silent = silent_instruments(self._intake.seen_s, self._silent_after_s, self._begun_s, now_s)
         for instrument in self._silent_after_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -161,5 +160,7 @@ def make_one(owner: type, setting: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _unknown(key: str, known: list[str]) -> InvalidRequestError:
+    import difflib  # only for those who mistype: memory is short on a Pi
+
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
     return InvalidRequestError(f"expected a known setting, but got {key}", hint=f"did you mean {nearest[0]}?")

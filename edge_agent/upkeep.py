@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 
 from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
 from edge_agent.clock import boot_id, clock_sync, read_capture_clock
 from edge_agent.clock_trust import ClockTrust
+from edge_agent.storage.durable import disk_free_bytes
 from edge_agent.storage.retention import RetentionPolicy, StoredFile
 from fieldpost.errors import FieldpostError
 from fieldpost.v1 import observation_pb2 as pb
@@ -93,7 +93,7 @@ class Upkeep:
         excess_bytes = self.policy.excess_bytes(self._buffer.size_bytes())
         if excess_bytes > 0:
             self._delete(excess_bytes, may_drop=self.policy.drops_undelivered)
-        lacking_bytes = self.policy.disk_free_floor_bytes - shutil.disk_usage(self._buffer.folder).free
+        lacking_bytes = self.policy.disk_free_floor_bytes - disk_free_bytes(self._buffer.folder)
         if lacking_bytes > 0:
             self._delete(lacking_bytes, may_drop=False)
 

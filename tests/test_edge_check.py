@@ -21,9 +21,9 @@ import pytest
 from tls_support import Brokers, brokers, certificates, issue  # noqa: F401  (brokers and certificates are fixtures)
 
 from edge_agent.buffer import Buffer
-from edge_agent.certificate_facts import CertificateFacts
 from edge_agent.cli import run as run_cli
 from edge_agent.control import ControlSocket
+from edge_agent.link.certificate_facts import CertificateFacts
 from edge_agent.operation.check import check_station
 from edge_agent.operation.check_brokers import call_brokers
 from edge_agent.operation.check_disk import buffer_facts, bytes_per_day, disk_facts, is_locked, last_captures

@@ -1,4 +1,4 @@
-"""What a station is asked, and what it answers: decided once, refused with a reason, settings that cannot cut it off."""
+"""What a station is asked, and what it answers: decided once, refused with a reason, and it stays within reach."""
 
 from __future__ import annotations
 

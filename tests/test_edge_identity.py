@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from edge_agent.certificate_facts import CertificateFacts, certificate_alarm, read_facts
-from edge_agent.identity import Identity
-from edge_agent.link_failures import LinkFailure
-from edge_agent.pair_choice import RETRY_INTERVAL_S, Choice, Trials
-from edge_agent.pair_files import Pair, PairFiles
+from edge_agent.link.certificate_facts import CertificateFacts, certificate_alarm, read_facts
+from edge_agent.link.failures import LinkFailure
+from edge_agent.link.identity import Identity
+from edge_agent.link.pair_choice import RETRY_INTERVAL_S, Choice, Trials
+from edge_agent.link.pair_files import Pair, PairFiles
 from fieldpost.errors import InvalidRequestError, TryAgainError
 
 if __name__ != "__main__":  # the killed processes need none of it
@@ -134,7 +134,8 @@ def test_the_recorder_itself_loads_neither_cryptography_nor_numpy(tmp_path: Path
     make_authority(tmp_path, "stations-ca")
     issue(tmp_path, "station-a")
     program = (
-        "import sys\nfrom pathlib import Path\nfrom edge_agent.identity import Identity\nimport edge_agent.uplink\n"
+        "import sys\nfrom pathlib import Path\nfrom edge_agent.link.identity import Identity\n"
+        "import edge_agent.link.uplink\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "identity = Identity(folder / 'station-a.crt', folder / 'station-a.key', 'station-a')\n"
         "identity.choose(0.0)\nassert identity.expiry_unix_s\n"

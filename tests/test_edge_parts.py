@@ -17,12 +17,12 @@ from edge_agent.buffer import Buffer
 from edge_agent.capture import Capture, observation_of, parse_origin
 from edge_agent.clock import read_capture_clock
 from edge_agent.intake import Intake
+from edge_agent.link.uplink import backoff_s
 from edge_agent.report import InstrumentReport, Report, to_json, to_status
 from edge_agent.source_threads import Captured, SourceEnded, SourceThread
 from edge_agent.sources.source import Sink, Stopping
 from edge_agent.storage.origins import MAX_NAMES, Origins, origins_from_json
 from edge_agent.storage.quarantine import Quarantine
-from edge_agent.uplink import backoff_s
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import BrokenStateError
 

@@ -23,9 +23,9 @@ import pytest
 from tls_support import Brokers, brokers, certificates, issue
 from uplink_support import DOWN, UP, Link
 
-from edge_agent.identity import Identity
-from edge_agent.link_failures import connecting_failed
-from edge_agent.uplink import LinkEvent, LinkUp
+from edge_agent.link.failures import connecting_failed
+from edge_agent.link.identity import Identity
+from edge_agent.link.uplink import LinkEvent, LinkUp
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import OfflineError
 
@@ -477,3 +477,22 @@ def test_the_goodbye_waits_for_what_was_published_last(mosquitto_port: int) -> N
             link.uplink.publish(f"{UP}/observations", bytes(10_000))
     assert link.uplink.acknowledged_count == 20
     assert link.reasons() == ["the station closed the connection"]
+
+
+def test_whoever_is_told_that_the_link_is_up_may_publish_at_once(mosquitto_port: int) -> None:
+    refused: list[OfflineError] = []
+    for _ in range(20):
+        link = Link([f"mqtt://127.0.0.1:{mosquitto_port}"])
+
+        def publish(event: LinkEvent, link: Link = link) -> None:
+            link.events.append(event)
+            if isinstance(event, LinkUp):
+                try:
+                    link.uplink.publish(f"{UP}/observations", b"")
+                except OfflineError as error:
+                    refused.append(error)
+
+        link.uplink.start(publish)
+        link.wait_for_up()
+        link.uplink.stop()
+    assert not refused

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_agent.identity import Identity
-from edge_agent.mqtt_connection import ConnectionSettings, LastWill
-from edge_agent.uplink import LinkDown, LinkEvent, LinkUp, MqttUplink
+from edge_agent.link.identity import Identity
+from edge_agent.link.mqtt_connection import ConnectionSettings, LastWill
+from edge_agent.link.uplink import LinkDown, LinkEvent, LinkUp, MqttUplink
 from fieldpost.broker_url import parse_broker_url
 
 UP, DOWN = "fieldpost/v1/up/station-a", "fieldpost/v1/down/station-a"

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.certificate_facts import read_facts
 from edge_agent.clock import clock_sync
 from edge_agent.control import SOCKET_NAME, ask
+from edge_agent.link.certificate_facts import read_facts
 from edge_agent.operation.check_disk import buffer_facts, disk_facts, is_locked, last_captures
 from edge_agent.operation.findings import Finding, judge_buffer, judge_clock, judge_disk
 from edge_agent.operation.findings_around import (

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.link_failures import connecting_failed
-from edge_agent.mqtt_connection import ConnectionSettings, LastWill, MqttConnection
+from edge_agent.link.failures import connecting_failed
+from edge_agent.link.mqtt_connection import ConnectionSettings, LastWill, MqttConnection
+from edge_agent.link.pair_files import Pair
+from edge_agent.link.tls import make_context
 from edge_agent.operation.findings_around import BrokerFacts
-from edge_agent.pair_files import Pair
 from edge_agent.report import last_will
 from edge_agent.settings import AgentSettings
-from edge_agent.tls import make_context
 from fieldpost.broker_url import BrokerUrl, parse_broker_url
 from fieldpost.errors import FieldpostError
 from fieldpost.names import commands_topic, receipts_topic, status_topic

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.certificate_facts import SOFTWARE_UNIX_S, day
+from edge_agent.link.certificate_facts import SOFTWARE_UNIX_S, day
 from edge_agent.operation.words import DAY_S, count, size, span
 
 Level = Literal["OK", "WARN", "FAIL"]

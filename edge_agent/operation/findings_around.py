@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.certificate_facts import CertificateFacts, certificate_alarm, day
+from edge_agent.link.certificate_facts import CertificateFacts, certificate_alarm, day
 from edge_agent.operation.findings import Finding
 from edge_agent.operation.words import span
 

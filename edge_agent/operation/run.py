@@ -11,6 +11,11 @@ from edge_agent.operation.privileges import become_owner_of
 from edge_agent.settings import load_settings
 from fieldpost.errors import InvalidRequestError
 
+# mallopt(3)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
 
 def run_agent(options: argparse.Namespace) -> int:
     """The command `run`."""
@@ -27,13 +32,15 @@ def run_agent(options: argparse.Namespace) -> int:
     agent = build_agent(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
-    _give_memory_back()
+    _save_memory()
     agent.run(exit_when_delivered=options.exit_when_delivered)
     return 0
 
 
-def _give_memory_back() -> None:
-    """What the start needed and nobody needs any more, about half a megabyte; only glibc can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def _save_memory() -> None:
+    """Gives back what only the start needed, and keeps bundles from leaving holes behind. Only glibc can, and may."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10), (_M_TRIM_THRESHOLD, 64 << 10)):
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)

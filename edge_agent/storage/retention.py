@@ -1,7 +1,7 @@
 """Which day files go, and when: those that the server holds and whose time has passed, and more where room is short.
 
-Delivered and retained are two clocks. A receipt never deletes; age never deletes what is not delivered. Only a
-disk, or a ceiling, that is full of undelivered observations makes the oldest of them go, where the policy says so. Pure.
+Delivered and retained are two clocks. A receipt never deletes; age never deletes what is not delivered. Only a disk, or
+a ceiling, that is full of undelivered observations makes the oldest of them go, where the policy says so. Pure.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 
-from edge_agent.certificate_facts import clock_question
+from edge_agent.link.certificate_facts import clock_question
 from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import FieldpostError
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.certificate_facts import CertificateFacts, certificate_alarm, read_facts
-from edge_agent.link_failures import LinkFailure
-from edge_agent.pair_choice import Choice, Trials
-from edge_agent.pair_files import FoundPairs, Pair, PairFiles, Version
+from edge_agent.link.certificate_facts import CertificateFacts, certificate_alarm, read_facts
+from edge_agent.link.failures import LinkFailure
+from edge_agent.link.pair_choice import Choice, Trials
+from edge_agent.link.pair_files import FoundPairs, Pair, PairFiles, Version
 from fieldpost.errors import FieldpostError, InvalidRequestError
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """What a certificate says of itself: whose it is, who signed it, and from when until when it holds. Judges no trust.
 
 Reading one needs the cryptography package, 16 MB that the recorder shall not carry. So a short-lived process of its own
-reads the file and prints JSON: python -m edge_agent.certificate_facts FILE.
+reads the file and prints JSON: python -m edge_agent.link.certificate_facts FILE.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_facts(path: Path, timeout_s: float = READ_TIMEOUT_S) -> CertificateFact
         TryAgainError: The process did not end in time, or could not be started.
         BrokenStateError: The station's software is incomplete.
     """
-    command = [sys.executable, "-P", "-m", "edge_agent.certificate_facts", str(path)]
+    command = [sys.executable, "-P", "-m", "edge_agent.link.certificate_facts", str(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from edge_agent.pair_files import Pair
+from edge_agent.link.pair_files import Pair
 from fieldpost.errors import InvalidRequestError
 
 

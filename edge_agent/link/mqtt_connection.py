@@ -22,7 +22,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_agent.link_failures import (
+from edge_agent.link.failures import (
     WRONG_PROTOCOL,
     LinkFailure,
     closed_before_answer,
@@ -31,8 +31,8 @@ from edge_agent.link_failures import (
     subscription_refused,
     tls_failed,
 )
-from edge_agent.patient_client import PatientClient
-from edge_agent.tls import ErrorKeepingSocket
+from edge_agent.link.patient_client import PatientClient
+from edge_agent.link.tls import ErrorKeepingSocket
 from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import OfflineError
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.identity import Identity, Shown
-from edge_agent.link_failures import LinkFailure, connecting_failed
-from edge_agent.mqtt_connection import ConnectionSettings, MqttConnection
-from edge_agent.tls import make_context
+from edge_agent.link.failures import LinkFailure, connecting_failed
+from edge_agent.link.identity import Identity, Shown
+from edge_agent.link.mqtt_connection import ConnectionSettings, MqttConnection
+from edge_agent.link.tls import make_context
 from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import FieldpostError, OfflineError
 
@@ -208,13 +208,15 @@ class MqttUplink:
             shown = identity.choose(time.monotonic()) if identity else None
             context = make_context(self._ca_file, shown.pair if shown else None) if broker.is_tls else None
             connection = self._make_connection(broker, context)
+            # Before it is open: it may be up, and somebody publish, before open returns.
+            self._connection = connection
             connection.open()
         except (FieldpostError, OSError, ValueError) as error:
+            self._connection = None
             if connection is not None:
                 connection.release()
             timeout_s = self._settings.answer_timeout_s
             return self._failed(shown, connecting_failed(error, broker, timeout_s, time.time()))
-        self._connection = connection
         try:
             connection.wait_for_answer()
             is_others_turn = self._stay(connection, shown)
