@@ -125,7 +125,7 @@ class Agent:
 
         self._alarms = Alarms()
         self._upkeep = Upkeep(buffer, self._alarms, policy_of(settings))
-        self._intake = Intake(buffer, self._alarms, self._upkeep.make_room)
+        self._intake = Intake(buffer, self._alarms, self._upkeep)
         self._intake.instruments = {name: InstrumentReport(name) for name in sorted(self._running)}
         self._delivery = Delivery(settings, buffer, uplink, self._upkeep, self._alarms, self._intake.add_again)
         silent_after_s = {i.name: i.silent_after_s for i in settings.instruments if i.name not in self._finite}

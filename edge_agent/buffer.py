@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,10 +28,10 @@ from edge_agent.clock import boot_id
 from edge_agent.clock_marks import ClockMarks, clock_marks_from_json, needs_time
 from edge_agent.storage.day_file import DayFileName
 from edge_agent.storage.day_files import DayFiles, utc_day
-from edge_agent.storage.durable import disk_error, replace_file, sync_folder
 from edge_agent.storage.ledger import Ledger, ledger_from_json
 from edge_agent.storage.lock import lock_buffer
-from edge_agent.storage.origins import Origins, origins_from_json
+from edge_agent.storage.opening import load_epoch, load_origins, make_folders
+from edge_agent.storage.origins import origins_from_json
 from edge_agent.storage.quarantine import Quarantine
 from edge_agent.storage.records import Record, pack_record
 from edge_agent.storage.retention import (
@@ -43,8 +42,8 @@ from edge_agent.storage.retention import (
     choose_for_room,
 )
 from edge_agent.storage.state_file import load_state, save_state, set_aside
-from fieldpost.errors import FieldpostError, InvalidRequestError, TryAgainError
-from fieldpost.names import EPOCH_PATTERN, check_name
+from fieldpost.errors import FieldpostError, TryAgainError
+from fieldpost.names import check_name
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 
@@ -93,18 +92,19 @@ class Buffer:
         self.folder = folder
         self.station = check_name("station", station)
         self._set_aside_folder = folder / "set-aside"
-        _make_folders(folder, folder / "days", self._set_aside_folder)
+        make_folders(folder, folder / "days", self._set_aside_folder)
         self._lock: int | None = lock_buffer(folder)
         try:
             self.quarantine = Quarantine(folder / "quarantine")
             set_aside_here = functools.partial(set_aside, self._set_aside_folder)
             self._files = DayFiles(folder / "days", day_file_max_bytes, set_aside_here, self._set_aside_folder)
-            self.epoch = self._load_epoch()
-            self.ledger = self._load_ledger()
+            self.epoch = load_epoch(folder, self.station, self._files)
+            saved_ledger = self.load_state("delivered.json", lambda content: ledger_from_json(content, self.epoch))
+            self.ledger = saved_ledger or Ledger(self.epoch)
             self._is_ledger_saved = True
             self.last_sequence = self._files.last_sequence
             self.skip_to(max(self.ledger.highest(), self._files.lost_through))
-            self._origins = self._load_origins()
+            self._origins = load_origins(self.load_state("origins.json", origins_from_json), self._files)
             self.clock_marks = self.load_state("clock.json", clock_marks_from_json) or ClockMarks()
             """When the clock was right; written to disk by save_clock_marks."""
             self.unreadable = RangeSet()
@@ -333,41 +333,6 @@ class Buffer:
         """Bytes of all day files."""
         return self._files.size_bytes()
 
-    # --- opening ---
-
-    def _load_epoch(self) -> str:
-        """The epoch; told by the records where its own file is lost, and made anew only where there are none."""
-        path = self.folder / "epoch"
-        written = path.read_text(errors="replace").strip() if path.exists() else ""
-        newest = self._files.newest_record()
-        if newest is not None and newest.header.station != self.station:
-            raise InvalidRequestError(
-                f"expected a buffer of station {self.station}, but {self.folder} holds that of {newest.header.station}",
-                hint="set another buffer_folder, or the station's old name",
-            )
-        epoch = newest.header.epoch if newest else written
-        if not EPOCH_PATTERN.fullmatch(epoch):
-            epoch = secrets.token_hex(16)
-        if epoch != written:
-            replace_file(path, epoch.encode() + b"\n")
-        return epoch
-
-    def _load_ledger(self) -> Ledger:
-        ledger = self.load_state("delivered.json", lambda content: ledger_from_json(content, self.epoch))
-        return ledger or Ledger(self.epoch)
-
-    def _load_origins(self) -> Origins:
-        """What origins.json says, and the headers of the records behind it; without it, those of the last two files."""
-        through = self._files.names[-2].first_sequence - 1 if len(self._files.names) > 1 else 0
-        origins = self.load_state("origins.json", origins_from_json) or Origins(through_sequence=through)
-        for record in self._files.read_from(origins.through_sequence + 1):
-            # Behind a hole that a power cut tore into the last write, the sources begin again: twice is better than
-            # never.
-            if self._files.hole_in_tail is not None and record.header.sequence >= self._files.hole_in_tail:
-                break
-            origins.add(record.header.origin, record.header.sequence)
-        return origins
-
     # --- helpers ---
 
     def _unlock(self) -> None:
@@ -408,14 +373,3 @@ class Buffer:
             self._is_ledger_saved = False
             raise
         self.save()
-
-
-def _make_folders(*folders: Path) -> None:
-    for folder in folders:
-        try:
-            missing = [parent for parent in folder.parents if not parent.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            for parent in [folder.parent, *(parent.parent for parent in missing)]:
-                sync_folder(parent)
-        except OSError as error:
-            raise disk_error(error, folder) from error

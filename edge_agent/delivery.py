@@ -196,8 +196,10 @@ class Delivery:
 
     def _header_content(self, record: Record) -> bytes:
         """The header as it is stored, or with its time corrected."""
-        is_corrected = self._buffer.clock_marks.correct(record.header)
-        return record.header.SerializeToString() if is_corrected else record.header_content
+        is_doubtful = record.header.capture_clock.clock_sync == observation_pb2.CLOCK_SYNC_UNSYNCHRONISED
+        if is_doubtful and self._buffer.clock_marks.correct(record.header):
+            return record.header.SerializeToString()
+        return record.header_content
 
     # --- what the session wants done ---
 

@@ -7,7 +7,6 @@ is written as soon as the disk takes it. Knows no session and no network.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from edge_agent.alarms import Alarms
 from edge_agent.buffer import Buffer
@@ -15,6 +14,7 @@ from edge_agent.report import InstrumentReport
 from edge_agent.session_events import RefusedObservation
 from edge_agent.source_threads import Captured
 from edge_agent.sources.source import Stopping
+from edge_agent.upkeep import Upkeep
 from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 
@@ -30,13 +30,13 @@ class Intake:
     Args:
         buffer: Where they go.
         alarms: Told while the disk refuses.
-        make_room: Deletes what may go so that so many bytes come free; returns whether anything went.
+        upkeep: Makes room, where the policy lets it.
     """
 
-    def __init__(self, buffer: Buffer, alarms: Alarms, make_room: Callable[[int], bool]) -> None:
+    def __init__(self, buffer: Buffer, alarms: Alarms, upkeep: Upkeep) -> None:
         self._buffer = buffer
         self._alarms = alarms
-        self._make_room = make_room
+        self._upkeep = upkeep
         self._waiting: list[Captured] = []
         self._again: list[RefusedObservation] = []
         self._retry_at_s = 0.0
@@ -85,6 +85,9 @@ class Intake:
         Returns:
             Those that were appended again.
         """
+        if self._upkeep.is_full:
+            ceiling = f"the ceiling of {self._upkeep.policy.buffer_max_bytes} bytes is reached"
+            raise TryAgainError(f"expected room in the buffer, but {ceiling}, and nothing in it is delivered")
         again = []
         while self._again:
             again += self._append_again(self._again[0])
@@ -94,7 +97,7 @@ class Intake:
                 self._buffer.append(observations, time.time())
                 return again
             except TryAgainError:
-                if not self._make_room(ROOM_BYTES + sum(len(o.payload) for o in observations)):
+                if not self._upkeep.make_room(ROOM_BYTES + sum(len(o.payload) for o in observations)):
                     raise
             except BrokenStateError:
                 # A block that the card does not take: elsewhere it may. What was written before is not touched again.

@@ -39,6 +39,8 @@ class Upkeep:
         self._unsaved_count = 0
         self._ledger_at_s = self._retention_at_s = self._room_at_s = 0.0
         self._gone: list[tuple[int, int]] = []
+        self.is_full = False
+        """Whether the buffer is at its ceiling, and nothing may go: new observations have to wait."""
         self._clock_trust = ClockTrust(next((file.day for file in reversed(buffer.files())), None))
 
     @property
@@ -76,7 +78,7 @@ class Upkeep:
             self._retention_at_s = now_s + RETENTION_INTERVAL_S
             self._delete_expired(now_unix_s, is_clock_trusted=is_clock_trusted)
         is_beyond_ceiling = self.policy.excess_bytes(self._buffer.size_bytes()) > 0
-        if now_s >= self._room_at_s or is_beyond_ceiling:
+        if now_s >= self._room_at_s or (is_beyond_ceiling and not self.is_full):
             self._room_at_s = now_s + ROOM_INTERVAL_S
             self._keep_room()
 
@@ -93,6 +95,8 @@ class Upkeep:
         excess_bytes = self.policy.excess_bytes(self._buffer.size_bytes())
         if excess_bytes > 0:
             self._delete(excess_bytes, may_drop=self.policy.drops_undelivered)
+        is_beyond = self.policy.excess_bytes(self._buffer.size_bytes()) > 0
+        self.is_full = is_beyond and not self.policy.drops_undelivered
         lacking_bytes = self.policy.disk_free_floor_bytes - disk_free_bytes(self._buffer.folder)
         if lacking_bytes > 0:
             self._delete(lacking_bytes, may_drop=False)

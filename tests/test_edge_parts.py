@@ -23,6 +23,8 @@ from edge_agent.source_threads import Captured, SourceEnded, SourceThread
 from edge_agent.sources.source import Sink, Stopping
 from edge_agent.storage.origins import MAX_NAMES, Origins, origins_from_json
 from edge_agent.storage.quarantine import Quarantine
+from edge_agent.storage.retention import RetentionPolicy
+from edge_agent.upkeep import Upkeep
 from fieldpost.broker_url import parse_broker_url
 from fieldpost.errors import BrokenStateError
 
@@ -34,9 +36,11 @@ def captured(number: int) -> Captured:
     return Captured("cl51", [observation_of(capture)], Future())
 
 
-def no_room(wanted_bytes: int) -> bool:
-    """Nothing may go."""
-    return False
+def intake_of(buffer: Buffer, alarms: Alarms) -> Intake:
+    """An intake that knows one instrument, beside an upkeep that lets nothing go."""
+    intake = Intake(buffer, alarms, Upkeep(buffer, alarms, RetentionPolicy(drops_undelivered=False)))
+    intake.instruments = {"cl51": InstrumentReport("cl51")}
+    return intake
 
 
 # --- intake ---
@@ -53,8 +57,7 @@ def test_everything_that_waits_becomes_one_write_and_then_the_sources_are_releas
     syncs: list[int] = []
     real = os.fdatasync
     monkeypatch.setattr("edge_agent.storage.day_file.os.fdatasync", lambda fd: (syncs.append(fd), real(fd)))
-    intake = Intake(buffer, Alarms(), no_room)
-    intake.instruments = {"cl51": InstrumentReport("cl51")}
+    intake = intake_of(buffer, Alarms())
     waiting = [captured(number) for number in range(5)]
     for one in waiting:
         intake.add(one)
@@ -70,8 +73,7 @@ def test_on_a_full_disk_the_sources_wait_with_an_alarm_and_nothing_is_dropped(
     buffer: Buffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alarms = Alarms()
-    intake = Intake(buffer, alarms, no_room)
-    intake.instruments = {"cl51": InstrumentReport("cl51")}
+    intake = intake_of(buffer, alarms)
     one = captured(1)
     intake.add(one)
 
@@ -95,8 +97,7 @@ def test_on_a_disk_that_is_broken_the_sources_wait_and_the_next_try_begins_anoth
     buffer: Buffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alarms = Alarms()
-    intake = Intake(buffer, alarms, no_room)
-    intake.instruments = {"cl51": InstrumentReport("cl51")}
+    intake = intake_of(buffer, alarms)
     for number in (1, 2):
         intake.add(captured(number))
         if number == 1:
@@ -116,7 +117,7 @@ def test_on_a_disk_that_is_broken_the_sources_wait_and_the_next_try_begins_anoth
 
 
 def test_at_the_end_whoever_still_waits_keeps_what_it_has(buffer: Buffer) -> None:
-    intake = Intake(buffer, Alarms(), no_room)
+    intake = intake_of(buffer, Alarms())
     one = captured(1)
     intake.add(one)
     intake.refuse_all()

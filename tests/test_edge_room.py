@@ -64,7 +64,7 @@ class SmallStation:
         self.alarms = Alarms()
         self.buffer = Buffer(folder / "buffer", "magurele", day_file_max_bytes=DAY_FILE_BYTES)
         self.upkeep = Upkeep(self.buffer, self.alarms, policy)
-        self.intake = Intake(self.buffer, self.alarms, self.upkeep.make_room)
+        self.intake = Intake(self.buffer, self.alarms, self.upkeep)
         self.intake.instruments = {"cl51": InstrumentReport("cl51")}
         self.now_s = 1000.0
         self.waiting: list[Captured] = []
@@ -165,6 +165,23 @@ def test_the_buffer_stays_below_its_ceiling(tmp_path: Path) -> None:
         station.buffer.deliver([(number, number)])
         assert station.buffer.size_bytes() <= MIB
     assert station.numbers()[-1] == 100
+    assert not station.buffer.ledger.dropped
+    station.buffer.close()
+
+
+def test_at_its_ceiling_a_buffer_that_drops_nothing_lets_the_sources_wait(tmp_path: Path) -> None:
+    station = SmallStation(tmp_path, RetentionPolicy(buffer_max_bytes=MIB, drops_undelivered=False))
+    number = 0
+    while station.capture(number := number + 1):
+        assert number < 100
+    assert "the ceiling of 1048576 bytes is reached" in " ".join(station.alarms.texts())
+    file_count = len(list((station.buffer.folder / "days").glob("*.obs")))
+    assert not station.try_again()
+    assert len(list((station.buffer.folder / "days").glob("*.obs"))) == file_count
+    station.buffer.deliver([(1, number - 1)])
+    station.try_again()
+    assert station.try_again()
+    assert station.numbers()[-1] == number
     assert not station.buffer.ledger.dropped
     station.buffer.close()
 

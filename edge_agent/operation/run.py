@@ -41,6 +41,6 @@ def _save_memory() -> None:
     """Gives back what only the start needed, and keeps bundles from leaving holes behind. Only glibc can, and may."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10), (_M_TRIM_THRESHOLD, 64 << 10)):
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 4 << 20), (_M_TRIM_THRESHOLD, 256 << 10)):
             libc.mallopt(parameter, value)
         libc.malloc_trim(0)

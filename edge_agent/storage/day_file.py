@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 from edge_agent.storage.durable import disk_error, sync_folder
+from edge_agent.storage.index_file import read_index, write_index
 from edge_agent.storage.records import Record, parse_record, read_header, read_record, scan_records, whole_end
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
@@ -239,7 +239,7 @@ class DayFile:
 
     def _load(self) -> None:
         """Takes the index as far as it fits, and walks the records behind it."""
-        self._offsets = self._read_index()
+        self._offsets = read_index(self.path.with_suffix(".idx"))
         self._known_count = len(self._offsets)
         while self._offsets and self._offsets[-1] == NO_RECORD:
             self._offsets.pop()
@@ -271,9 +271,15 @@ class DayFile:
             self._offsets.append(record.offset)
             self.end = record.end
         # What was whole once may have been promised and sent: its sequence is never given to another observation.
-        while (end := whole_end(self._read_at, self.end, self.size)) is not None:
+        while (end := self._damaged_end()) is not None:
             self._offsets.append(NO_RECORD)
             self.end = end
+
+    def _damaged_end(self) -> int | None:
+        """Where a record ends that was written whole behind the last undamaged one; None where there is none."""
+        next_page = self.end + -self.end % PAGE_BYTES
+        ends = (whole_end(self._read_at, offset, self.size) for offset in dict.fromkeys((self.end, next_page)))
+        return next((end for end in ends if end is not None), None)
 
     def _read_at(self, offset: int, length: int) -> bytes:
         """Bytes of the file; a block that the disk cannot read comes as zeros, which no checksum takes for a record."""
@@ -300,40 +306,14 @@ class DayFile:
             view = view[written:]
             offset += written
 
-    def _read_index(self) -> array[int]:
-        offsets = array("Q")
-        try:
-            content = self.path.with_suffix(".idx").read_bytes()
-        except OSError:
-            return offsets
-        offsets.frombytes(content[: len(content) // 8 * 8])
-        return _swapped(offsets)
-
     def _write_index(self, *, is_new: bool = False) -> None:
-        """Adds to the index what it lacks. A failure is no loss: the next opening mends it from the records."""
-        if not self._is_owned or (self._indexed_count == len(self._offsets) and not is_new):
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if is_new else 0)
-        lacking = _swapped(self._offsets[self._indexed_count :]).tobytes()
-        try:
-            descriptor = os.open(self.path.with_suffix(".idx"), flags, 0o640)
-            try:
-                written = os.pwrite(descriptor, lacking, 8 * self._indexed_count)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return
-        self._indexed_count += written // 8
+        """Adds to the index what it lacks."""
+        if self._is_owned and (self._indexed_count < len(self._offsets) or is_new):
+            path = self.path.with_suffix(".idx")
+            self._indexed_count = write_index(path, self._offsets, self._indexed_count, is_new=is_new)
 
 
 def _place(end: int, length: int) -> int:
     """Where an append begins: on the next page, unless that would leave more than half of its own length empty."""
     padding = -end % PAGE_BYTES
     return end + padding if padding <= length // 2 else end
-
-
-def _swapped(offsets: array[int]) -> array[int]:
-    """The index is little-endian on disk."""
-    if sys.byteorder == "big":
-        offsets.byteswap()
-    return offsets

@@ -35,7 +35,7 @@ ReadAt = Callable[[int, int], bytes]
 """(offset, length) -> the bytes there; fewer at the end of the file."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """A record whose checksum is right.
 

@@ -170,18 +170,26 @@ def opening(folder: Path, say: Say, act: Act, heal: Heal) -> None:
     act(buffer.close)
 
 
+class TalkingUpkeep(Upkeep):
+    """Says what may go before it goes."""
+
+    def __init__(self, buffer: Buffer, alarms: Alarms, policy: RetentionPolicy, say: Say) -> None:
+        super().__init__(buffer, alarms, policy)
+        self._buffer = buffer
+        self._say = say
+
+    def make_room(self, wanted_bytes: int) -> bool:
+        for file in choose_for_room(self._buffer.files(), wanted_bytes, may_drop=True):
+            self._say(f"may-go {file.first_sequence} {file.last_sequence}")
+        return super().make_room(wanted_bytes)
+
+
 def station(folder: Path, say: Say, act: Act, heal: Heal) -> None:
     """Intake and upkeep as the agent has them: the disk's refusals are theirs to bear."""
     buffer = act(lambda: open_buffer(folder))
     alarms = Alarms()
-    upkeep = Upkeep(buffer, alarms, RetentionPolicy())
-
-    def room(wanted_bytes: int) -> bool:
-        for file in choose_for_room(buffer.files(), wanted_bytes, may_drop=True):
-            say(f"may-go {file.first_sequence} {file.last_sequence}")
-        return upkeep.make_room(wanted_bytes)
-
-    intake = Intake(buffer, alarms, room)
+    upkeep = TalkingUpkeep(buffer, alarms, RetentionPolicy(), say)
+    intake = Intake(buffer, alarms, upkeep)
     intake.instruments = {"cl51": InstrumentReport("cl51")}
     waiting: dict[int, Captured] = {}
     now_s = 1000.0
