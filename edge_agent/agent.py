@@ -234,6 +234,7 @@ class Agent:
                 self._take_asked(event)
             case ModelTried():
                 self._orders.note_model_tried(event)
+                self._reporter.hurry()
             case StopAsked():
                 self._is_stopping = True
 
