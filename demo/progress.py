@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from demo.plan import PlannedStation
+from edge_agent.control import SOCKET_NAME, ask
 from fieldpost import Client
 from fieldpost.errors import TryAgainError
+from fieldpost.v1.command_pb2 import Command, ReportCommand
 
 PLAIN_EVERY_S = 5.0
 
@@ -35,11 +39,8 @@ class StationProgress:
 def read_progress(
     station: PlannedStation, buffer: Path, held: dict[str, int], *, is_done: bool, is_link_cut: bool
 ) -> StationProgress:
-    """Reads the station's status file; before its first, nothing is known."""
-    try:
-        status = json.loads((buffer / "status.json").read_bytes())
-    except (OSError, ValueError):
-        status = {}
+    """Asks the station; one that has ended has left its last word. Before its first, nothing is known."""
+    status = _status(buffer)
     return StationProgress(
         station.name,
         status.get("last_sequence", 0),
@@ -49,6 +50,18 @@ def read_progress(
         is_done,
         is_link_cut,
     )
+
+
+def _status(buffer: Path) -> dict[str, Any]:
+    try:
+        answer = ask(buffer / SOCKET_NAME, Command(command_id=secrets.token_hex(16), report=ReportCommand()), 2.0)
+        return dict(answer["report"])
+    except (TryAgainError, KeyError):
+        pass
+    try:
+        return dict(json.loads((buffer / "status.json").read_bytes()))
+    except (OSError, ValueError):
+        return {}
 
 
 def count_held(client: Client) -> dict[str, int]:
