@@ -84,7 +84,8 @@ def _watched(value: object) -> str:
 
 
 def station_lines(stations: Iterable[pb.Station]) -> Iterator[str]:
-    """The stations for people: one line for each instrument, and for each station that has none."""
+    """The stations for people: one line for each instrument, and for each station that has none; then what is wrong."""
+    stations = list(stations)
     rows = [["station", "online", "backlog", "instrument", "model", "observations", "last measured (UTC)"]]
     for station in stations:
         online = ("yes" if station.status.is_online else "no") if station.HasField("status") else "-"
@@ -93,7 +94,10 @@ def station_lines(stations: Iterable[pb.Station]) -> Iterator[str]:
         rows += [[station.station, online, backlog, *_instrument_cells(each)] for each in instruments]
         if not instruments:
             rows.append([station.station, online, backlog, "-", "-", "-", "-"])
-    return _aligned(rows, right_from=len(rows[0]))
+    yield from _aligned(rows, right_from=len(rows[0]))
+    for station in stations:
+        for alarm in station.status.alarms:
+            yield f"ALARM  {station.station}: {alarm}"
 
 
 def _instrument_cells(instrument: pb.Instrument) -> list[str]:

@@ -200,3 +200,10 @@ def test_a_station_without_status_or_instruments_has_a_line_all_the_same() -> No
     assert len(lines) == 3
     assert lines[1].split() == ["s", "yes", "3", "cl51", "cl51", str(2**40), "-"]
     assert lines[2].split() == ["silent", *"------"]
+
+
+def test_what_is_wrong_with_a_station_stands_below_the_table() -> None:
+    station = a_station()
+    station.status.alarms.append("cl51: no observation for 70 min")
+    *_, last = station_lines([station, stations_pb2.Station(station="silent")])
+    assert last == "ALARM  s: cl51: no observation for 70 min"
