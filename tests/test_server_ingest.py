@@ -67,6 +67,18 @@ def test_what_a_receipt_promises_can_be_read_back(ingest: Ingest, store: Store) 
     assert stored(store) == {i: b"observation %d " % i * 20 for i in (1, 2, 3, 7)}
 
 
+def test_a_time_that_the_station_corrected_is_the_time_of_capture(ingest: Ingest, store: Store) -> None:
+    bundle = make_bundle(1)
+    header = bundle.observations[0].header
+    header.ClearField("measure_time")
+    header.capture_clock.wall_time.FromSeconds(1000)
+    header.corrected_wall_time.FromSeconds(1_780_000_000)
+    ingest.submit(bundle).result(10)
+    with store.read() as connection:
+        times = connection.execute(select(observations.c.capture_unix_nanos, observations.c.measure_unix_nanos)).one()
+    assert tuple(times) == (1_780_000_000 * 10**9,) * 2
+
+
 def test_a_duplicate_is_dropped_counted_and_promised_again(ingest: Ingest, store: Store) -> None:
     ingest.submit(make_bundle(1, 2)).result(10)
     receipt = ingest.submit(make_bundle(2, 3)).result(10)
