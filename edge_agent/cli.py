@@ -49,16 +49,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FieldpostError as error:
         if options.debug:
             raise
-        print(f"fieldpost-agent: {error}", file=sys.stderr)  # noqa: T201
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+        _say_error(str(error), error.hint)
         if isinstance(error, TryAgainError):
             return EXIT_TRY_AGAIN
         return EXIT_WRONG_USAGE if isinstance(error, InvalidRequestError) else EXIT_FAILED
+    except PermissionError as error:
+        # A person who may not look into the station's folders. Of the agent itself it is worth a traceback.
+        if options.debug or options.action == "run":
+            raise
+        from edge_agent.control import NOT_ALLOWED_HINT
+
+        return _say_error(f"expected to read {error.filename}, but got {error.strerror}", NOT_ALLOWED_HINT)
+    except KeyboardInterrupt:
+        return EXIT_FAILED
     except BrokenPipeError:
         # Whoever read what we print has seen enough (head, less). Nothing more can be written at the exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+
+
+def _say_error(text: str, hint: str) -> int:
+    print(f"fieldpost-agent: {text}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"  {hint}", file=sys.stderr)  # noqa: T201
+    return EXIT_FAILED
 
 
 def _act(options: argparse.Namespace) -> int:
@@ -185,7 +199,7 @@ def _add_model_take(verb: argparse.ArgumentParser) -> None:
 def _time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
-    except ValueError as error:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         message = f"expected a time such as 2026-05-01T12:00:00Z, but got {text!r}"
         raise argparse.ArgumentTypeError(message) from error
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

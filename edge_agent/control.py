@@ -31,11 +31,12 @@ from fieldpost.v1 import command_pb2
 logger = logging.getLogger(__name__)
 
 SOCKET_NAME = "control.sock"
-MAX_REQUEST_BYTES = 16 << 20
-"""A model of 100 KB is the largest thing that anybody sends; a request lies in the agent's memory twice."""
+MAX_REQUEST_BYTES = 5 << 20
+"""A model package, of at most 4 MiB, is the largest thing that anybody sends; it lies in the agent's memory twice."""
 CLIENT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 75.0
 """A model is tried for up to a minute."""
+NOT_ALLOWED_HINT = "call it with sudo, or become a member of the group: sudo usermod -aG fieldpost $USER"
 _MAX_SUN_PATH_BYTES = 107
 
 
@@ -111,7 +112,9 @@ class ControlSocket:
         if self._thread.is_alive():
             self._thread.join(CLIENT_TIMEOUT_S)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        # A disk that refuses must not keep the agent from its own end; the next start replaces what is left.
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self._is_stopping:
@@ -183,7 +186,7 @@ def ask(path: Path, command: command_pb2.Command, timeout_s: float = ANSWER_TIME
     except PermissionError as error:
         raise RejectedError(
             f"expected to be allowed to ask the agent at {path}, but got {error.strerror}",
-            hint="call it with sudo, or become a member of the group: sudo usermod -aG fieldpost $USER",
+            hint=NOT_ALLOWED_HINT,
         ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -27,6 +27,7 @@ from edge_agent.link.certificate_facts import CertificateFacts
 from edge_agent.operation.check import check_station
 from edge_agent.operation.check_brokers import call_brokers
 from edge_agent.operation.check_disk import buffer_facts, bytes_per_day, disk_facts, is_locked, last_captures
+from edge_agent.operation.check_ports import port_problem
 from edge_agent.operation.findings import BufferFacts, DiskFacts, Finding, judge_buffer, judge_clock, judge_disk
 from edge_agent.operation.findings_around import (
     AgentFacts,
@@ -39,6 +40,7 @@ from edge_agent.operation.findings_around import (
 )
 from edge_agent.operation.privileges import may_use
 from edge_agent.settings import AgentSettings, load_settings
+from edge_agent.source_settings import TcpClientSettings, TcpServerSettings, UdpSettings
 from fieldpost.v1 import observation_pb2
 
 NOW_UNIX_S = 1_795_000_000.0
@@ -62,7 +64,6 @@ DISK = DiskFacts(
     buffer_bytes=1_000_000_000,
     bytes_per_day=6_000_000.0,
     retention_days=1096,
-    when_full="drop-oldest",
 )
 
 
@@ -151,13 +152,17 @@ INSTRUMENT = InstrumentFacts(
         ({}, ["OK"], ""),
         ({"is_there": False}, ["FAIL"], "sudo fieldpost-agent install makes it"),
         ({"is_there": False, "source": "serial"}, ["FAIL"], "is it plugged in?"),
+        ({"is_there": False, "source": "serial", "last_capture_unix_s": None}, ["FAIL"], "is it plugged in?"),
+        ({"is_there": False, "source": "replay"}, ["FAIL"], "correct its path in the settings"),
+        ({"is_usable": False, "source": "replay"}, ["FAIL"], "chmod -R a+rX /srv/cl61"),
+        ({"problem": "no answer", "source": "tcp-client"}, ["FAIL"], "compare host and port"),
         ({"is_usable": False}, ["FAIL"], "chmod 2770 /srv/cl61"),
         ({"is_usable": False, "source": "serial"}, ["FAIL"], "usermod -aG dialout fieldpost"),
         ({"is_in_unit": False}, ["FAIL"], "sudo fieldpost-agent install"),
         ({"last_capture_unix_s": None}, ["WARN"], "is it switched on"),
         ({"last_capture_unix_s": NOW_UNIX_S - 3601}, ["WARN"], "look at the instrument"),
         ({"last_capture_unix_s": NOW_UNIX_S - 3601, "silent_after_s": None}, ["OK"], ""),
-        ({"port": 514}, ["FAIL", "OK"], "take one from 1024 on"),
+        ({"port": 514}, ["FAIL"], "take one from 1024 on"),
     ],
 )
 def test_an_instrument_is_judged_by_whether_it_can_be_heard_and_is(
@@ -322,6 +327,59 @@ def test_a_missing_drop_folder_and_a_missing_device_are_found(station: Station) 
     findings = station.findings()
     assert findings["instrument cl61"][0].text == f"there is no {station.drop}"
     assert findings["instrument cl31"][0].text == "there is no /dev/ttyUSB77"
+
+
+def network_problems(tcp_client_port: int, tcp_server_port: int, udp_port: int) -> list[str]:
+    return [
+        port_problem(TcpClientSettings(name="a", source="tcp-client", host="127.0.0.1", port=tcp_client_port)),
+        port_problem(TcpServerSettings(name="b", source="tcp-server", address="127.0.0.1", port=tcp_server_port)),
+        port_problem(UdpSettings(name="c", source="udp", address="127.0.0.1", port=udp_port)),
+    ]
+
+
+def test_ports_are_tried_as_the_sources_would() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        tcp_port, udp_port = tcp.getsockname()[1], udp.getsockname()[1]
+        assert network_problems(tcp_port, tcp_port, udp_port) == [
+            "",
+            f"port {tcp_port} is in use by another program",
+            f"port {udp_port} is in use by another program",
+        ]
+    assert network_problems(tcp_port, tcp_port, udp_port) == [
+        f"127.0.0.1 is there, but refuses connections on port {tcp_port}",
+        "",
+        "",
+    ]
+
+
+def test_a_host_and_an_address_that_are_nobodys_are_named() -> None:
+    nobody = TcpClientSettings(name="a", source="tcp-client", host="instrument.invalid", port=4001)
+    assert port_problem(nobody) == "there is no host instrument.invalid"
+    other = TcpServerSettings(name="b", source="tcp-server", address="192.0.2.1", port=4001)
+    assert port_problem(other) == "192.0.2.1 is no address of this computer"
+
+
+def test_every_kind_of_source_is_looked_at(station: Station) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        with station.config.open("a") as config:
+            config.write(
+                f'[[instruments]]\nname = "ct25k"\nsource = "tcp-client"\nhost = "127.0.0.1"\nport = 1\n'
+                'payload_format = "vaisala-cl"\n'
+                f'[[instruments]]\nname = "rain"\nsource = "tcp-server"\nport = {taken.getsockname()[1]}\n'
+                'address = "127.0.0.1"\npayload_format = "line"\n'
+                f'[[instruments]]\nname = "weather"\nsource = "udp"\nport = {udp.getsockname()[1]}\n'
+                'address = "127.0.0.1"\npayload_format = "line"\n'
+                '[[instruments]]\nname = "old"\nsource = "replay"\npath = "/nowhere"\n'
+            )
+        findings = station.findings()
+        held = Buffer(station.buffer, "station-a")
+        while_running = station.findings()
+        held.close()
+    found = {name: levels(findings[f"instrument {name}"]) for name in ("cl31", "ct25k", "rain", "weather", "old")}
+    assert found == {"cl31": ["WARN"], "ct25k": ["FAIL"], "rain": ["FAIL"], "weather": ["FAIL"], "old": ["FAIL"]}
+    assert levels(while_running["instrument rain"]) == ["WARN"], "the agent itself has that port"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look with another user's rights")

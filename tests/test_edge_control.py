@@ -201,6 +201,15 @@ def test_a_folder_that_is_gone_is_an_error_and_not_a_crash(tmp_path: Path) -> No
         ControlSocket(tmp_path / "gone" / "control.sock", lambda asked: None).start()
 
 
+def test_a_folder_that_has_gone_does_not_keep_the_agent_from_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "buffer"
+    folder.mkdir()
+    door = Door(folder / "control.sock", accept)
+    folder.rename(tmp_path / "aside")
+    folder.write_bytes(b"no folder")
+    door.close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_may_not_ask_and_is_told_what_to_do(open_door: Open, tmp_path: Path) -> None:
     door = open_door()
@@ -311,6 +320,37 @@ def test_without_an_agent_the_status_says_since_when(agent: Agent, capsys: pytes
     agent.stop()
     assert run_cli(["status", "--config", str(agent.config)]) == 0
     assert "NOT RUNNING" in capsys.readouterr().out
+
+
+def test_an_agent_that_hangs_is_said_to_run_without_an_answer(
+    agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.operation.actions.ASK_TIMEOUT_S", 0.3)
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    assert run_cli(["status", "--config", str(agent.config)]) == 0
+    page = capsys.readouterr().out
+    assert "NO ANSWER" in page
+    assert "NOT RUNNING" not in page
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("words", ["status", "buffer list", "buffer check", "replay --from 1 --to 2"])
+def test_whoever_may_not_look_into_the_buffer_is_told_what_to_do(delivered: Path, words: str) -> None:
+    for folder in (delivered.parent, delivered.parent.parent, delivered.parent.parent.parent):
+        folder.chmod(0o755)
+    (delivered.parent / "buffer").chmod(0o750)
+    program = (
+        "import os, shutil, sys; from edge_agent.cli import main\n"
+        "from edge_agent.operation import actions, check_disk\n"
+        "import edge_agent.buffer, edge_agent.storage.inspection  # what another user cannot import\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, *words.split(), "--config", str(delivered)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "usermod -aG fieldpost" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_station_that_never_ran_has_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from edge_agent.cli import run as run_cli
 from edge_agent.operation.install_texts import SERVICE, folders_text, service_text, settings_text
 from edge_agent.operation.metrics import exposition, write_metrics
 from edge_agent.operation.notify import Notifier
-from edge_agent.operation.status_text import status_page
+from edge_agent.operation.status_text import Presence, status_page
 from edge_agent.operation.words import count, size, span
 from edge_agent.report import InstrumentReport, Report, to_dict
 from edge_agent.settings import load_settings, parse_settings
@@ -114,6 +114,7 @@ def test_settings_that_are_there_are_never_changed_and_the_service_follows_them(
         (["--station", "other"], "expected station magurele"),
         (["--broker", "mqtts://elsewhere:8883"], "expected brokers and instruments as in"),
         (["--instrument-folder", "new=/srv/new"], "expected brokers and instruments as in"),
+        (["--instrument-folder", "cl61=/srv/elsewhere"], "expected brokers and instruments as in"),
     ],
 )
 def test_options_that_do_not_fit_the_settings_are_refused_rather_than_ignored(
@@ -134,6 +135,8 @@ def test_options_that_do_not_fit_the_settings_are_refused_rather_than_ignored(
         (["--station", "a", "--broker", "mqtts://a", "--instrument-folder", "x=drop"], "an absolute path"),
         (["--station", "a", "--broker", "mqtts://a", "--instrument-folder", "x=/home/pi/x"], "outside of /home"),
         (["--station", "a", "--broker", "mqtts://a", "--program", "/root/agent"], "outside of /root"),
+        (["--station", "a", "--broker", "mqtts://a", "--config", "station.toml"], "--config to be an absolute path"),
+        (["--station", "a", "--broker", "mqtts://a", "--config", "/home/pi/station.toml"], "outside of /home"),
     ],
 )
 def test_an_installation_that_cannot_work_changes_nothing(
@@ -142,6 +145,16 @@ def test_an_installation_that_cannot_work_changes_nothing(
     assert install(tmp_path, *words) == 2
     assert says in capsys.readouterr().err
     assert tree(tmp_path) == {}
+
+
+def test_settings_whose_files_the_service_cannot_see_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path, *FIRST)
+    config = tmp_path / "etc/fieldpost/station.toml"
+    config.write_text(config.read_text().replace("/var/lib/fieldpost/identity/station.key", "/home/pi/station.key"))
+    assert install(tmp_path) == 2
+    assert "expected key_file outside of /home" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,7 +541,7 @@ def test_the_metrics_file_is_replaced_as_a_whole_and_others_may_read_it(tmp_path
 
 
 def test_a_person_sees_at_a_glance_how_the_station_is() -> None:
-    page = status_page(to_dict(REPORT), NOW_UNIX_S, is_live=True)
+    page = status_page(to_dict(REPORT), NOW_UNIX_S, Presence.LIVE)
     for line in (
         "station       magurele   ONLINE, with mqtts://broker-a:8883",
         "ALARM         cl61: no observation for 3166 min",
@@ -543,20 +556,34 @@ def test_a_person_sees_at_a_glance_how_the_station_is() -> None:
 
 
 def test_a_status_that_nobody_writes_any_more_says_since_when() -> None:
-    page = status_page(to_dict(REPORT), NOW_UNIX_S + 10_000, is_live=False)
+    page = status_page(to_dict(REPORT), NOW_UNIX_S + 10_000, Presence.GONE)
     assert "NOT RUNNING   nobody has written status.json for 2 h 47 min (since " in page
     assert "ONLINE, with" not in page, "what it once said of its link is no fact any more"
 
 
+def test_an_agent_that_runs_and_does_not_answer_is_not_called_dead() -> None:
+    page = status_page(to_dict(REPORT), NOW_UNIX_S, Presence.MUTE)
+    assert "the agent runs, but does not answer" in page
+    assert "NOT RUNNING" not in page
+
+
+def test_what_the_server_refused_it_is_not_said_to_hold() -> None:
+    done = dataclasses.replace(REPORT, backlog_count=0)
+    page = status_page(to_dict(done), NOW_UNIX_S, Presence.LIVE)
+    assert "backlog       none: the server holds everything but what it refused" in page.splitlines()
+    page = status_page(to_dict(dataclasses.replace(done, rejected_count=0)), NOW_UNIX_S, Presence.LIVE)
+    assert "backlog       none: the server holds everything" in page.splitlines()
+
+
 def test_all_is_well_is_said_in_words() -> None:
-    assert status_page(to_dict(dataclasses.replace(REPORT, alarms=[])), NOW_UNIX_S, is_live=True).endswith("no alarms")
+    assert status_page(to_dict(dataclasses.replace(REPORT, alarms=[])), NOW_UNIX_S, Presence.LIVE).endswith("no alarms")
 
 
 def test_the_report_of_an_older_agent_is_shown_as_far_as_it_goes() -> None:
     old = {
         key: value for key, value in to_dict(REPORT).items() if not key.startswith(("clock", "disk_d", "temp", "cert"))
     }
-    assert "magurele" in status_page(old, NOW_UNIX_S, is_live=True)
+    assert "magurele" in status_page(old, NOW_UNIX_S, Presence.LIVE)
 
 
 @pytest.mark.parametrize(
@@ -632,6 +659,23 @@ def test_every_alarm_that_the_agent_can_raise_is_explained_in_the_guide() -> Non
     assert len(causes) >= 8
     text = (ROOT / "docs" / "station.md").read_text()
     assert sorted(cause for cause in causes if f"`{cause}`" not in text) == []
+
+
+def test_what_a_model_says_of_itself_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = ROOT / "edge_agent" / "quick_look" / "boundary-layer.fpmodel"
+    assert run_cli(["model", "show", str(shipped)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("model          boundary-layer@")
+    assert "      mean_absolute_error_m  5.4" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_time_that_no_clock_shows_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0001-01-01T00:00:00+05:00", "yesterday"):
+        with pytest.raises(SystemExit) as caught:
+            run_cli(["replay", "--since", text])
+        assert caught.value.code == 2
+        assert "expected a time such as" in capsys.readouterr().err
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

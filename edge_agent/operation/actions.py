@@ -18,8 +18,8 @@ from typing import Any
 
 from edge_agent.control import ANSWER_TIMEOUT_S, SOCKET_NAME, ask
 from edge_agent.operation.privileges import become_owner_of
-from edge_agent.operation.status_text import status_page
-from edge_agent.operation.words import count, table
+from edge_agent.operation.status_text import Presence, status_page
+from edge_agent.operation.words import count, size, tree
 from edge_agent.settings import AgentSettings, load_settings
 from fieldpost.errors import InvalidRequestError, RejectedError, TryAgainError
 from fieldpost.v1 import command_pb2
@@ -88,13 +88,16 @@ def status(options: argparse.Namespace) -> int:
     """The command `status`."""
     settings = load_settings(options.config, os.environ)
     try:
-        report, is_live = _live_report(settings), True
+        report, presence = _live_report(settings), Presence.LIVE
     except TryAgainError:
-        report, is_live = _written_report(settings), False
+        from edge_agent.operation.check_disk import is_locked
+
+        report = _written_report(settings)
+        presence = Presence.MUTE if is_locked(settings.buffer_folder) else Presence.GONE
     if options.json:
-        _print(json.dumps({"is_live": is_live, **report}, indent=1))
+        _print(json.dumps({"is_live": presence is Presence.LIVE, "agent": presence.value, **report}, indent=1))
     else:
-        _print(status_page(report, time.time(), is_live=is_live))
+        _print(status_page(report, time.time(), presence))
     return 0
 
 
@@ -111,12 +114,15 @@ def _written_report(settings: AgentSettings) -> dict[str, Any]:
     path = settings.buffer_folder / "status.json"
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
-    except PermissionError as error:
-        hint = "call it with sudo, or become a member of the group: sudo usermod -aG fieldpost $USER"
-        raise RejectedError(f"expected to read {path}, but got {error.strerror}", hint=hint) from error
+    except PermissionError:
+        raise
+    except FileNotFoundError as error:
+        message = f"expected the station's status at {path}, but there is none: it has not run yet"
+        raise TryAgainError(message, hint="sudo fieldpost-agent check") from error
     except (OSError, ValueError) as error:
-        message = f"expected the station's status at {path}, but got {error}"
-        raise TryAgainError(message, hint="is the agent running? sudo fieldpost-agent check") from error
+        # Unsynced on purpose: a power cut may leave it empty.
+        message = f"expected the station's status at {path}, but it cannot be read: {error}"
+        raise TryAgainError(message, hint="a running agent writes it anew: sudo fieldpost-agent check") from error
     return report
 
 
@@ -174,9 +180,8 @@ def _epoch(settings: AgentSettings) -> str:
     path = settings.buffer_folder / "epoch"
     try:
         return path.read_text().strip()
-    except PermissionError as error:
-        hint = "call it with sudo, or become a member of the group: sudo usermod -aG fieldpost $USER"
-        raise RejectedError(f"expected to read {path}, but got {error.strerror}", hint=hint) from error
+    except PermissionError:
+        raise
     except OSError as error:
         message = f"expected a buffer at {settings.buffer_folder}, but got {error.strerror}"
         raise InvalidRequestError(message, hint="has the agent run yet?") from error
@@ -210,7 +215,7 @@ def model_show(options: argparse.Namespace) -> int:
     if options.json:
         _print(json.dumps(facts, indent=1, default=str))
     else:
-        for line in table([(key, str(value)) for key, value in facts.items()]):
+        for line in tree(facts):
             _print(line)
     return 0
 
@@ -227,7 +232,7 @@ def buffer_list(options: argparse.Namespace) -> int:
     for file in files:
         undelivered = file.observation_count - file.delivered_count
         counts = f"{file.observation_count:7} observations  {undelivered:7} undelivered"
-        _print(f"{file.name}  {counts}  {file.size_bytes:11} bytes")
+        _print(f"{file.name}  {counts}  {size(file.size_bytes)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from edge_agent.clock import clock_sync
 from edge_agent.control import SOCKET_NAME, ask
 from edge_agent.link.certificate_facts import read_facts
 from edge_agent.operation.check_disk import buffer_facts, disk_facts, is_locked, last_captures
+from edge_agent.operation.check_ports import port_problem
 from edge_agent.operation.findings import Finding, judge_buffer, judge_clock, judge_disk
 from edge_agent.operation.findings_around import (
     AgentFacts,
@@ -39,6 +40,7 @@ from edge_agent.source_settings import (
     InstrumentSettings,
     ReplaySettings,
     SerialSettings,
+    StreamSettings,
     TcpServerSettings,
     UdpSettings,
 )
@@ -82,7 +84,9 @@ def check_station(config_file: Path, environment: Mapping[str, str]) -> Iterator
     yield from judge_clock(
         is_synchronised=_is_synchronised(), now_unix_s=now_unix_s, has_battery_clock=Path("/dev/rtc0").exists()
     )
-    yield from _looked_at("instruments", lambda: _instrument_findings(settings, account, report, now_unix_s))
+    yield from _looked_at(
+        "instruments", lambda: _instrument_findings(settings, account, report, now_unix_s, is_running=is_running)
+    )
     if settings.certificate_file is not None:
         path = settings.certificate_file
         yield from _looked_at(
@@ -147,7 +151,7 @@ def _broker_findings(settings: AgentSettings, is_running: bool) -> Iterator[Find
 
 
 def _instrument_findings(
-    settings: AgentSettings, account: str, report: Mapping[str, Any] | None, now_unix_s: float
+    settings: AgentSettings, account: str, report: Mapping[str, Any] | None, now_unix_s: float, *, is_running: bool
 ) -> Iterator[Finding]:
     reported = {one["instrument"]: unix_s(one["last_capture_time"]) for one in (report or {}).get("instruments", [])}
     captured = {name: at_unix_s for name, at_unix_s in reported.items() if at_unix_s is not None}
@@ -155,12 +159,12 @@ def _instrument_findings(
     if not names <= set(captured):
         captured = last_captures(settings.buffer_folder, names) | captured
     for instrument in settings.instruments:
-        facts = _instrument_facts(instrument, account, captured.get(instrument.name))
+        facts = _instrument_facts(instrument, account, captured.get(instrument.name), is_running=is_running)
         yield from judge_instrument(facts, now_unix_s)
 
 
 def _instrument_facts(
-    instrument: InstrumentSettings, account: str, last_capture_unix_s: float | None
+    instrument: InstrumentSettings, account: str, last_capture_unix_s: float | None, *, is_running: bool
 ) -> InstrumentFacts:
     path, mode = _path_of(instrument)
     is_in_unit = None
@@ -177,6 +181,8 @@ def _instrument_facts(
         last_capture_unix_s=last_capture_unix_s,
         silent_after_s=None if isinstance(instrument, ReplaySettings) else instrument.silent_after_s,
         port=instrument.port if isinstance(instrument, TcpServerSettings | UdpSettings) else None,
+        # A second connection, or a second listener, would disturb the agent; it says itself what is wrong.
+        problem=port_problem(instrument) if isinstance(instrument, StreamSettings) and not is_running else "",
     )
 
 

@@ -36,7 +36,6 @@ def disk_facts(settings: AgentSettings, now_unix_s: float) -> DiskFacts:
         buffer_bytes=sum(sizes.values()),
         bytes_per_day=bytes_per_day(sizes, datetime.fromtimestamp(now_unix_s, UTC).date()),
         retention_days=settings.retention_days,
-        when_full=settings.when_full,
     )
 
 

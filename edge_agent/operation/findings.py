@@ -43,7 +43,6 @@ class DiskFacts:
         buffer_bytes: Used by day files.
         bytes_per_day: The rate of the last days; None where it is not known yet.
         retention_days: For how long delivered observations are to be kept.
-        when_full: The policy, for the words.
     """
 
     kind: str
@@ -53,7 +52,6 @@ class DiskFacts:
     buffer_bytes: int
     bytes_per_day: float | None
     retention_days: int
-    when_full: str
 
 
 def judge_disk(facts: DiskFacts) -> Iterator[Finding]:

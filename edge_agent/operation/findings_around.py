@@ -61,8 +61,8 @@ class InstrumentFacts:
 
     Attributes:
         name: Its name.
-        source: Kind of its source.
-        path: The drop folder or the device; empty where it has none.
+        source: Kind of its source, as the settings call it.
+        path: The drop folder, the device or the recorded files; empty where it has none.
         is_there: Whether the path exists.
         is_usable: Whether the service's user may do there what it must.
         is_in_unit: Whether the service may write there; None where no service is installed, or it need not.
@@ -70,6 +70,7 @@ class InstrumentFacts:
         last_capture_unix_s: When something came last; None where nothing is known.
         silent_after_s: When silence is too long; None where it never is.
         port: The port on which it is listened for; None where it is not.
+        problem: Why it cannot be connected to or listened for, in words; empty where it can, or was not tried.
     """
 
     name: str
@@ -82,35 +83,59 @@ class InstrumentFacts:
     last_capture_unix_s: float | None = None
     silent_after_s: float | None = None
     port: int | None = None
+    problem: str = ""
+
+
+_ABSENT_HINTS = {
+    "folder": "sudo fieldpost-agent install makes it",
+    "serial": "is it plugged in? ls -l /dev/serial/by-id",
+    "replay": "correct its path in the settings; until then the agent does not start",
+}
+_NEEDS = {"folder": "read, write and delete in", "serial": "read and write", "replay": "read"}
+_PROBLEM_HINTS = {
+    "tcp-client": "is it switched on and in the network? compare host and port in the settings with its own menu",
+    "tcp-server": "ss -tlnp shows who listens; compare address and port in the settings",
+    "udp": "ss -ulnp shows who listens; compare address and port in the settings",
+}
 
 
 def judge_instrument(facts: InstrumentFacts, now_unix_s: float) -> Iterator[Finding]:
     """Whether it can be heard, and is."""
     subject = f"instrument {facts.name}"
-    is_folder = facts.source == "folder"
+    obstacles = list(_obstacles(facts, subject))
+    yield from obstacles
+    if facts.last_capture_unix_s is None:
+        if not obstacles:  # else that is why
+            yield Finding("WARN", subject, "no observation yet", "is it switched on, and does it send?")
+        return
+    silent_s = now_unix_s - facts.last_capture_unix_s
+    if facts.silent_after_s is not None and silent_s > facts.silent_after_s:
+        text = f"nothing for {span(silent_s)}; expected something each {span(facts.silent_after_s)}"
+        yield Finding("WARN", subject, text, "look at the instrument and at its cable, or raise silent_after_s")
+    elif not obstacles:
+        yield Finding("OK", subject, f"last observation {span(silent_s)} ago")
+
+
+def _obstacles(facts: InstrumentFacts, subject: str) -> Iterator[Finding]:
+    """Why it cannot be heard."""
     if not facts.is_there:
-        hint = "sudo fieldpost-agent install makes it" if is_folder else "is it plugged in? ls -l /dev/serial/by-id"
-        yield Finding("FAIL", subject, f"there is no {facts.path}", hint)
+        yield Finding("FAIL", subject, f"there is no {facts.path}", _ABSENT_HINTS[facts.source])
     elif not facts.is_usable:
-        need = "read, write and delete in" if is_folder else "read and write"
-        fix = f"sudo chgrp fieldpost {facts.path} && sudo chmod 2770 {facts.path}"
-        hint = fix if is_folder else f"sudo usermod -aG dialout {facts.account}"
-        yield Finding("FAIL", subject, f"{facts.account} may not {need} {facts.path}", hint)
+        hints = {
+            "folder": f"sudo chgrp fieldpost {facts.path} && sudo chmod 2770 {facts.path}",
+            "serial": f"sudo usermod -aG dialout {facts.account}",
+            "replay": f"sudo chmod -R a+rX {facts.path}",
+        }
+        text = f"{facts.account} may not {_NEEDS[facts.source]} {facts.path}"
+        yield Finding("FAIL", subject, text, hints[facts.source])
     elif facts.is_in_unit is False:
         hint = "sudo fieldpost-agent install"
         yield Finding("FAIL", subject, f"the service is not allowed to delete in {facts.path}", hint)
     if facts.port is not None and facts.port < FIRST_FREE_PORT:
         text = f"port {facts.port} is for root only, which the service is not"
         yield Finding("FAIL", subject, text, f"take one from {FIRST_FREE_PORT} on, here and at the instrument")
-    if facts.last_capture_unix_s is None:
-        yield Finding("WARN", subject, "no observation yet", "is it switched on, and does it send?")
-        return
-    silent_s = now_unix_s - facts.last_capture_unix_s
-    if facts.silent_after_s is not None and silent_s > facts.silent_after_s:
-        text = f"nothing for {span(silent_s)}; expected something each {span(facts.silent_after_s)}"
-        yield Finding("WARN", subject, text, "look at the instrument and at its cable, or raise silent_after_s")
-    elif facts.is_there and facts.is_usable and facts.is_in_unit is not False:
-        yield Finding("OK", subject, f"last observation {span(silent_s)} ago")
+    if facts.problem:
+        yield Finding("FAIL", subject, facts.problem, _PROBLEM_HINTS[facts.source])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +165,8 @@ def judge_agent(facts: AgentFacts) -> Iterator[Finding]:
         else:
             yield Finding("WARN", "agent", "running without a connection; recording goes on", "see the brokers below")
     elif facts.is_running:
-        yield Finding("WARN", "agent", "running, but it does not answer", "sudo systemctl restart fieldpost-agent")
+        hint = "it may be starting, or trying a model; if it stays so: sudo systemctl restart fieldpost-agent"
+        yield Finding("WARN", "agent", "running, but it does not answer", hint)
     else:
         yield Finding("FAIL", "agent", "not running: nothing is recorded", "sudo systemctl start fieldpost-agent")
     if facts.is_enabled is False:

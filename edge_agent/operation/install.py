@@ -79,8 +79,9 @@ def install(request: InstallRequest, say: Say) -> None:
         RejectedError: Not root.
         BrokenStateError: The system refused a step.
     """
+    check_reachable({"the program": request.program, "--config": request.config_file})
     settings, new_text = _settings(request)
-    check_reachable({"the program": request.program, "buffer_folder": settings.buffer_folder, **_drops(settings)})
+    check_reachable({"buffer_folder": settings.buffer_folder, **_files(settings), **_drops(settings)})
     if request.root == SYSTEM and not request.is_dry_run and os.geteuid() != 0:
         raise RejectedError("expected to be root, but got another user", hint="sudo fieldpost-agent install ...")
     try:
@@ -129,6 +130,12 @@ def _drops(settings: AgentSettings) -> dict[str, Path]:
     return {f"the folder of {i.name}": i.folder for i in settings.instruments if isinstance(i, FolderSettings)}
 
 
+def _files(settings: AgentSettings) -> dict[str, Path]:
+    """Those that the service reads or writes, by the name of the setting."""
+    names = ("ca_file", "certificate_file", "key_file", "model_key_file", "metrics_file")
+    return {name: path for name in names if (path := getattr(settings, name)) is not None}
+
+
 def _settings(request: InstallRequest) -> tuple[AgentSettings, str]:
     """The settings of the station, and the text of their file where there is none yet."""
     path = _at(request.root, request.config_file)
@@ -139,9 +146,9 @@ def _settings(request: InstallRequest) -> tuple[AgentSettings, str]:
                 f"expected station {settings.station} as in {path}, but got --station {request.station}",
                 hint="an existing settings file is never changed: edit it, or move it away",
             )
-        named = {instrument.name for instrument in settings.instruments}
-        absent = [name for name in request.instrument_folders if name not in named]
-        if absent or not set(request.broker_urls) <= set(settings.broker_urls):
+        drops = {i.name: i.folder for i in settings.instruments if isinstance(i, FolderSettings)}
+        brokers_fit = set(request.broker_urls) <= set(settings.broker_urls)
+        if not (brokers_fit and request.instrument_folders.items() <= drops.items()):
             raise InvalidRequestError(
                 f"expected brokers and instruments as in {path}, but got others",
                 hint="an existing settings file is never changed: edit it, then call install without these options",

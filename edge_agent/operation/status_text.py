@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from edge_agent.operation.words import DAY_S, count, size, span, table
@@ -17,15 +18,33 @@ CERTIFICATE_WARNING_S = 30 * DAY_S
 _LABEL_WIDTH = 14
 
 
-def status_page(report: Mapping[str, Any], now_unix_s: float, *, is_live: bool) -> str:
+class Presence(Enum):
+    """Of the agent whose report it is."""
+
+    LIVE = "live"
+    """It said so just now."""
+    MUTE = "mute"
+    """It holds the buffer and does not answer; the report is what it last wrote."""
+    GONE = "gone"
+    """There is none; the report is what it last wrote."""
+
+
+_ABSENCE = {Presence.MUTE: "NO ANSWER", Presence.GONE: "NOT RUNNING"}
+_ABSENCE_WORDS = {
+    Presence.MUTE: "the agent runs, but does not answer: it may be starting, or trying a model; ask again",
+    Presence.GONE: "the agent is not running: nothing is recorded",
+}
+
+
+def status_page(report: Mapping[str, Any], now_unix_s: float, presence: Presence) -> str:
     """The page.
 
     Args:
         report: What the agent said.
         now_unix_s: The present.
-        is_live: Whether the running agent said so just now; else it is what it last wrote.
+        presence: When it said so.
     """
-    return "\n".join(_lines(report, now_unix_s, is_live))
+    return "\n".join(_lines(report, now_unix_s, presence))
 
 
 def unix_s(time: str | None) -> float | None:
@@ -33,11 +52,12 @@ def unix_s(time: str | None) -> float | None:
     return None if not time else datetime.fromisoformat(time).timestamp()
 
 
-def _lines(report: Mapping[str, Any], now_unix_s: float, is_live: bool) -> Iterator[str]:
-    yield f"{'station':{_LABEL_WIDTH}}{report['station']}   {_presence(report, now_unix_s, is_live)}"
+def _lines(report: Mapping[str, Any], now_unix_s: float, presence: Presence) -> Iterator[str]:
+    is_live = presence is Presence.LIVE
+    yield f"{'station':{_LABEL_WIDTH}}{report['station']}   {_link(report) if is_live else _ABSENCE_WORDS[presence]}"
     if not is_live:
         yield ""
-        yield f"{'NOT RUNNING':{_LABEL_WIDTH}}{_silence(report, now_unix_s)}"
+        yield f"{_ABSENCE[presence]:{_LABEL_WIDTH}}{_silence(report, now_unix_s)}"
     alarms = report.get("alarms", [])
     if alarms:
         yield ""
@@ -53,9 +73,7 @@ def _lines(report: Mapping[str, Any], now_unix_s: float, is_live: bool) -> Itera
         yield "no alarms"
 
 
-def _presence(report: Mapping[str, Any], now_unix_s: float, is_live: bool) -> str:
-    if not is_live:
-        return "the agent does not answer"
+def _link(report: Mapping[str, Any]) -> str:
     if report.get("is_online"):
         return f"ONLINE, with {report['broker_url']}" if report.get("broker_url") else "ONLINE"
     return "OFFLINE: it records, and sends when there is a connection"
@@ -75,7 +93,8 @@ def _facts(report: Mapping[str, Any], now_unix_s: float) -> Iterator[tuple[str, 
     if report["backlog_count"]:
         yield "backlog", f"{waiting} not yet receipted, {under_way:,} of them under way"
     else:
-        yield "backlog", "none: the server holds everything"
+        but = " but what it refused" if report.get("rejected_count") else ""
+        yield "backlog", f"none: the server holds everything{but}"
     yield "disk", ", ".join(_disk_parts(report))
     if clock := _clock(report):
         yield "clock", clock

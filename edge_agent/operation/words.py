@@ -1,6 +1,9 @@
-"""Spans, sizes and counts as people say them. Pure."""
+"""Spans, sizes, counts and tables as people read them. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 MINUTE_S, HOUR_S, DAY_S, YEAR_S = 60.0, 3600.0, 86400.0, 365.25 * 86400.0
 
@@ -48,3 +51,14 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
         ]
         lines.append("   ".join(cells).rstrip())
     return lines
+
+
+def tree(facts: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    """Facts, one a line; those within others stand further in."""
+    width = max(map(len, facts), default=0) + 2
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{'  ' * depth}{name}"
+            yield from tree(value, depth + 1)
+        else:
+            yield f"{'  ' * depth}{name:{width}}{value}"

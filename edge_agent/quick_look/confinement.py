@@ -41,6 +41,13 @@ def _limit(what: int, most: int) -> None:
     resource.setrlimit(what, (allowed, allowed))
 
 
+def take_standard_output() -> int:
+    """A descriptor for answers; what libraries print goes where errors go instead of in between."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    return answers
+
+
 def set_alarm(after_s: float) -> None:
     """Lets the kernel end this process after so many seconds, whatever it does then; 0 to call it off."""
     signal.setitimer(signal.ITIMER_REAL, after_s)

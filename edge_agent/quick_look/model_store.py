@@ -11,11 +11,12 @@ all else is gone there is still the model that came with the software.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from edge_agent.quick_look.package import SHIPPED, SUFFIX, label
-from edge_agent.storage.durable import replace_file
+from edge_agent.storage.durable import disk_error, replace_file
 
 STATE_FILE = "active.json"
 REFUSED_MAX = 50
@@ -66,7 +67,7 @@ class ModelStore:
         self._folder = folder
         self._shipped = shipped
         self.damage = ""
-        """What was found damaged when the state was read, in words."""
+        """What was found damaged when the state was read, in words; empty once it is written anew."""
         self.state = self._load()
 
     @property
@@ -92,15 +93,19 @@ class ModelStore:
             TryAgainError: The disk is full; the old model stays.
             BrokenStateError: The disk refuses; the old model stays.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._path(model), content)
+        self._replace(self._path(model), content)
         # one that never proved itself is nothing to go back to
         previous = self.state.previous if self.state.is_on_probation else self.state.active
         self._save(State(active=model, previous=previous, is_on_probation=True, refused=self.state.refused))
         self._remove_unnamed()
 
     def confirm(self) -> None:
-        """The active model has proved itself."""
+        """The active model has proved itself.
+
+        Raises:
+            TryAgainError: The disk is full; it stays on probation.
+            BrokenStateError: The disk refuses; it stays on probation.
+        """
         self._save(replace(self.state, is_on_probation=False))
 
     def roll_back(self, reason: str, *, is_blamed: bool) -> None:
@@ -109,6 +114,10 @@ class ModelStore:
         Args:
             reason: Why, in words.
             is_blamed: Whether the model failed, and must not be taken again; not where its file was damaged.
+
+        Raises:
+            TryAgainError: The disk is full; the model stays.
+            BrokenStateError: The disk refuses; the model stays.
         """
         failed = self.state.active
         refused = dict(self.state.refused)
@@ -125,9 +134,16 @@ class ModelStore:
         return self._folder / f"{model.sha256}{SUFFIX}" if model.sha256 else self._shipped
 
     def _save(self, state: State) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._folder / STATE_FILE, json.dumps(asdict(state), indent=2).encode())
+        self._replace(self._folder / STATE_FILE, json.dumps(asdict(state), indent=2).encode())
         self.state = state
+        self.damage = ""
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self._folder) from error
+        replace_file(path, content)
 
     def _load(self) -> State:
         path = self._folder / STATE_FILE
@@ -149,6 +165,7 @@ class ModelStore:
     def _remove_unnamed(self) -> None:
         """Removes packages that active.json no longer names, and half-written ones; what stays only costs space."""
         named = {STATE_FILE, self._path(self.state.active).name, self._path(self.state.previous).name}
-        for path in self._folder.iterdir():
-            if path.name not in named and path.suffix in {SUFFIX, ".new"}:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.name not in named and path.suffix in {SUFFIX, ".new"}:
+                    path.unlink(missing_ok=True)

@@ -119,6 +119,7 @@ class QuickLook:
             name = run_trial(package, signature, key, samples, budget_ms=self._budget_s * 1000)
             with self._lock:
                 self._store.activate(package, Model(sha256, name))
+                self._disk_problem = ""
                 self._restart()
             logger.info("model taken", extra={"model": self.model})
             return label(name, sha256)
@@ -210,15 +211,19 @@ class QuickLook:
         """Writes down what probation has brought."""
         match self._judgement.probation:
             case Probation.PASSED:
-                self._judgement.probation = Probation.NONE
-                self._change_disk(self._store.confirm)
+                # where the disk takes nothing now, the next observation tries again
+                if self._change_disk(self._store.confirm):
+                    self._judgement.probation = Probation.NONE
             case Probation.FAILED:
                 self._roll_back(self._judgement.last_reason, is_blamed=True)
 
     def _roll_back(self, reason: str, *, is_blamed: bool) -> None:
         logger.warning("model rolled back", extra={"model": self.model, "reason": reason})
-        self._change_disk(lambda: self._store.roll_back(reason, is_blamed=is_blamed))
-        self._restart()
+        if self._change_disk(lambda: self._store.roll_back(reason, is_blamed=is_blamed)):
+            self._restart()
+        else:  # the model stays; without the breaker each observation would start its process anew
+            self._end_child()
+            self._judgement.failed(reason, time.monotonic(), is_counted=False)
 
     def _restart(self) -> None:
         self._end_child()
@@ -229,13 +234,15 @@ class QuickLook:
             self._child.kill()
             self._child = None
 
-    def _change_disk(self, change: Callable[[], None]) -> None:
+    def _change_disk(self, change: Callable[[], None]) -> bool:
+        """Whether the disk has taken it; where not, that is a problem until it does."""
         try:
             change()
         except FieldpostError as error:
             self._disk_problem = str(error)
-        else:
-            self._disk_problem = ""
+            return False
+        self._disk_problem = ""
+        return True
 
 
 def _read_key(path: Path | None) -> bytes:

@@ -7,12 +7,13 @@ says on its standard output whether the model may be taken. Takes nothing itself
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge_agent.quick_look.confinement import confine
+from edge_agent.quick_look.confinement import DEAD_AFTER_S, confine, set_alarm, take_standard_output
 from edge_agent.quick_look.messages import MessageBuffer, pack
 from edge_agent.quick_look.package import Package, read_package
 from edge_agent.quick_look.signing import verify
@@ -105,7 +106,9 @@ def _load_array(package: Package, name: str) -> NDArray[np.float32]:
 
 def main() -> None:
     """Reads one message, answers it."""
+    answers = take_standard_output()
     confine()
+    set_alarm(3 * DEAD_AFTER_S)  # an agent that lives kills it earlier
     buffer = MessageBuffer()
     buffer.feed(sys.stdin.buffer.read())
     message = buffer.next()
@@ -123,7 +126,8 @@ def main() -> None:
         answer = {"refused": str(error), "hint": error.hint}
     except Exception as error:  # whatever a package does to numpy or LiteRT: it is refused, with these words
         answer = {"refused": f"expected the trial to succeed, but got {type(error).__name__}: {error}"}
-    sys.stdout.buffer.write(pack(answer))
+    with os.fdopen(answers, "wb") as pipe:
+        pipe.write(pack(answer))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.quick_look.confinement import DEAD_AFTER_S, confine, set_alarm
+from edge_agent.quick_look.confinement import DEAD_AFTER_S, confine, set_alarm, take_standard_output
 from edge_agent.quick_look.messages import MessageBuffer, pack
 from edge_agent.quick_look.package import Package, read_package
 from fieldpost.errors import FieldpostError, InvalidObservationError
@@ -26,7 +26,7 @@ READ_BYTES = 1 << 20
 
 def main() -> None:
     """Runs until standard input is closed."""
-    answers = _take_standard_output()
+    answers = take_standard_output()
     try:
         confine()
     except OSError as error:
@@ -80,13 +80,6 @@ def _answer(estimator: Estimator, telegram: bytes) -> dict[str, Any]:
         return {"undecodable": str(error)}
     duration_ms = (time.perf_counter() - start_s) * 1000
     return {"quality": estimate.quality, "height_m": estimate.height_m, "duration_ms": duration_ms}
-
-
-def _take_standard_output() -> int:
-    """A descriptor for answers; what libraries print goes nowhere instead of in between."""
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    return answers
 
 
 def _write(descriptor: int, content: bytes) -> None:
