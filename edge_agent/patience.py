@@ -37,7 +37,7 @@ class Awaited:
 
     def is_lost(self, now_s: float, wait_s: float) -> bool:
         """Whether its receipt would be here, if others come; the more often it was in vain, the longer it rests."""
-        return now_s - self.last_published_s >= wait_s * float(2 ** (self.times - 1))
+        return now_s - self.last_published_s >= wait_s * _doubled(self.times - 1)
 
 
 class Patience:
@@ -81,7 +81,12 @@ class Patience:
     def wait_s(self, resend_after_s: float, resend_max_s: float) -> float:
         """How long without a receipt is too long."""
         wait_s = max(resend_after_s, WAIT_FACTOR * self._receipt_took_s)
-        return min(wait_s * float(2**self.stall_count), resend_max_s)
+        return min(wait_s * _doubled(self.stall_count), resend_max_s)
+
+
+def _doubled(times: int) -> float:
+    """1, 2, 4 ... and no further than anybody waits: a server may be gone for so long that no float holds the rest."""
+    return 2.0 ** min(times, 32)
 
 
 def _took_s(one: Awaited, now_s: float, wait_s: float) -> float:

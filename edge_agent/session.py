@@ -11,7 +11,8 @@ The rules:
 4. At every connect, and where no receipt came for a while (with exponential backoff and jitter; longer where receipts
    take long), what is in flight is taken back and published again. Duplicates are harmless, but a slow link is not to
    be filled with them: after such a stall only a little goes ahead until receipts come again, and what was in flight
-   steps behind the rest, so that one observation that never arrives does not hold up the others.
+   steps behind the rest, so that one observation that never arrives does not hold up the others. Where nobody answers
+   any more, and very many are behind, the oldest become backlog as any other: a server may be gone for months.
 5. What was undelivered at the connect, or when receipts began to come again after a stall, is *backlog*; what came
    later is *fresh*. Fresh goes first; every fourth bundle is backlog, so that it always moves.
 6. The same bytes get a new sequence where the server holds other bytes under theirs.
@@ -49,6 +50,10 @@ from fieldpost.ranges import RangeSet
 
 IDENTITY_CONFLICT = "IDENTITY_CONFLICT"
 METERED_BUNDLE_S = 2.0
+SERVER_GONE_STALLS = 8
+"""So many in a row, a quarter of an hour, are no observations that never arrive among others that do."""
+MAX_BEHIND = 2048
+"""Some 300 bytes of memory each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +264,16 @@ class Session:
             self._behind |= dict.fromkeys(self._in_flight)
             self._in_flight.clear()
             self._in_flight_bytes = 0
+            if self._patience.stall_count >= SERVER_GONE_STALLS:
+                self._forget(list(self._behind)[:-MAX_BEHIND])
         if self._choose_range() is None:
             self._release(first_of(self._behind, self._awaited))
+
+    def _forget(self, sequences: list[int]) -> None:
+        """As if they had not been published, though a receipt may still settle them."""
+        self._release(sequences)
+        for sequence in sequences:
+            del self._awaited[sequence]
 
     def _due_resend_at_s(self) -> float | None:
         return self._resend_at_s if self._is_connected and (self._in_flight or self._behind) else None

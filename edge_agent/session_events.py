@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from fieldpost.v1 import receipt_pb2
 
+SEQUENCE_MAX = 1 << 53
+"""A thousand observations a second for 280,000 years. A receipt that names more is a mistake, and would use them up."""
+
 # --- events ---
 
 
@@ -133,14 +136,14 @@ class SendBundle:
 
 
 def receipt_event(receipt: receipt_pb2.Receipt) -> ReceiptCame:
-    """What a receipt says; entries that name no sequence from 1 on are left out."""
+    """What a receipt says; entries that name no sequence that could ever be reached are left out."""
     held = ((entry.first_sequence, entry.last_sequence) for entry in receipt.held_ranges)
     refused = (
         RefusedObservation(entry.sequence, _reason_name(entry.reason), entry.detail) for entry in receipt.rejections
     )
     return ReceiptCame(
-        tuple((first, last) for first, last in held if 1 <= first <= last),
-        tuple(entry for entry in refused if entry.sequence >= 1),
+        tuple((first, last) for first, last in held if 1 <= first <= last <= SEQUENCE_MAX),
+        tuple(entry for entry in refused if 1 <= entry.sequence <= SEQUENCE_MAX),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.framing import FORMATS, STREAM_FORMATS, FramingParameters
+from edge_agent.setting_texts import hex_or_text, parse_characters, to_bytes
 from edge_agent.settings_table import about, make
 from fieldpost.errors import InvalidRequestError, RejectedError
 from fieldpost.names import check_name
@@ -68,9 +68,9 @@ class InstrumentSettings:
             InvalidRequestError: frame_start or line_end are no bytes.
         """
         return FramingParameters(
-            line_end=_to_bytes("line_end", self.line_end),
+            line_end=to_bytes("line_end", self.line_end),
             frame_bytes=self.frame_bytes or 1,
-            frame_start=_hex_or_text("frame_start", self.frame_start),
+            frame_start=hex_or_text("frame_start", self.frame_start),
             idle_gap_s=10.0 if self.idle_gap_s is None else self.idle_gap_s,
             max_frame_bytes=self.max_frame_bytes,
         )
@@ -240,7 +240,7 @@ def _check_instrument(settings: InstrumentSettings) -> None:
     _check_framing(settings)
     if isinstance(settings, SerialSettings):
         parse_characters(settings.characters)
-        _to_bytes("poll_command", settings.poll_command)
+        to_bytes("poll_command", settings.poll_command)
     if isinstance(settings, TcpClientSettings | TcpServerSettings | UdpSettings) and settings.port > 65535:
         raise InvalidRequestError(f"expected instruments.port to be at most 65535, but got {settings.port}")
     if isinstance(settings, SimulatedSettings) and settings.start_time is None:
@@ -277,35 +277,6 @@ def _check_framing(settings: InstrumentSettings) -> None:
         if is_stream and parameters.frame_bytes > parameters.max_frame_bytes:
             what = f"{parameters.frame_bytes} and {parameters.max_frame_bytes}"
             raise InvalidRequestError(f"expected frame_bytes to be at most max_frame_bytes, but got {what}")
-
-
-def parse_characters(text: str) -> tuple[int, str, int]:
-    """(data bits, parity, stop bits) of a text such as 8N1.
-
-    Raises:
-        InvalidRequestError: It is none.
-    """
-    match = re.fullmatch(r"([5-8])([NEOMS])([12])", text.upper())
-    if match is None:
-        raise InvalidRequestError(f"expected instruments.characters such as 8N1 or 7E1, but got {text!r}")
-    return int(match[1]), match[2], int(match[3])
-
-
-def _hex_or_text(key: str, text: str) -> bytes:
-    if not text.startswith("0x"):
-        return _to_bytes(key, text)
-    try:
-        return bytes.fromhex(text[2:])
-    except ValueError as error:
-        raise InvalidRequestError(f"expected instruments.{key} as 0x and pairs of digits, but got {text!r}") from error
-
-
-def _to_bytes(key: str, text: str) -> bytes:
-    """One byte a character."""
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"expected one byte a character in instruments.{key}, but got {text!r}") from error
 
 
 def check_setting_name(kind: str, name: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edge_agent.capture import Capture, observation_of
 from edge_agent.sources.source import Source, Stopping
 from edge_agent.storage.quarantine import Quarantine
-from fieldpost.errors import TryAgainError
+from fieldpost.errors import BrokenStateError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class SourceThread:
                 is_new = self._quarantine.put(
                     content, instrument=instrument, source_name=source_name, reason=reason, now_unix_s=time.time()
                 )
-            except TryAgainError as error:
+            except (TryAgainError, BrokenStateError) as error:
                 self.alarm(str(error))
                 if self._stop.wait(RETRY_FIRST_S):
                     raise Stopping from error

@@ -90,5 +90,5 @@ def running(source: Source, sink: RememberingSink) -> Iterator[threading.Event]:
         stopped_s = time.monotonic()
         thread.join(10)
         assert not thread.is_alive(), "the source does not stop"
-        assert time.monotonic() - stopped_s < 1.5
+        assert time.monotonic() - stopped_s < 5, "a second or so, and what a busy machine takes"
         assert not errors, errors

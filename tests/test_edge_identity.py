@@ -235,6 +235,21 @@ def test_a_half_written_or_foreign_new_pair_is_named_and_left_alone(folder: Path
     assert files.find().current == files.in_use
 
 
+def test_a_file_that_opens_and_cannot_be_read_is_a_problem_as_on_a_worn_card(folder: Path) -> None:
+    (folder / "c.new").symlink_to("/proc/self/mem")  # its first byte is an Input/output error
+    shutil.copy2(folder / "renewed.key", folder / "k.new")
+    found = PairFiles(folder / "c", folder / "k").find()
+    assert found.current is not None and found.new is None
+    assert "Input/output error; the new certificate is not tried" in found.problems[0]
+
+
+def test_a_new_pair_that_the_system_does_not_let_us_look_for_is_none(folder: Path) -> None:
+    long = "c" * 252  # with .new no name of a file any more
+    shutil.copy2(folder / "c", folder / long)
+    found = PairFiles(folder / long, folder / "k").find()
+    assert found.current is not None and found.new is None and not found.problems
+
+
 def test_a_key_with_a_password_is_a_problem_and_no_question_at_the_terminal(folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 

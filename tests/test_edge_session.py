@@ -236,6 +236,7 @@ def test_a_receipt_message_is_translated_and_what_makes_no_sense_is_left_out() -
         receipt.held_ranges.add(first_sequence=first, last_sequence=last)
     receipt.rejections.add(sequence=5, reason=pb.REJECTION_REASON_TOO_LARGE, detail="at most 1 MiB")
     receipt.rejections.add(sequence=0)
+    receipt.held_ranges.add(first_sequence=5, last_sequence=2**63 - 1)
     receipt.rejections.add(sequence=6, reason=99)  # type: ignore[arg-type]
     assert receipt_event(receipt) == ReceiptCame(
         ((1, 4),), (RefusedObservation(5, "TOO_LARGE", "at most 1 MiB"), RefusedObservation(6, "REASON_99", ""))

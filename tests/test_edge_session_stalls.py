@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from edge_agent.patience import PROBE_BYTES, Awaited, Patience
-from edge_agent.session import Session, SessionLimits
+from edge_agent.session import MAX_BEHIND, Session, SessionLimits
 from edge_agent.session_events import Appended, Connected, Event, Published, ReceiptCame, TimePassed
 from fieldpost.ranges import RangeSet
 
@@ -60,6 +60,25 @@ def test_an_observation_that_never_arrives_does_not_hold_up_the_others() -> None
         now = subject.wake_at_s or now
         tell(subject, TimePassed(), now=now)
     assert subject.backlog_count <= 2 * LIMITS.bundle_bytes // SIZE_BYTES, "what travels in one bundle with them"
+
+
+def test_a_server_that_is_gone_for_a_month_costs_no_memory_and_nothing_is_lost() -> None:
+    """The broker takes everything meanwhile. An observation a minute, and a probe each two minutes."""
+    subject, now, count = Session(LIMITS, 5000, RangeSet()), 0.0, 5000
+    tell(subject, Connected())
+    for minute in range(31 * 1440):
+        now, count = 60.0 * minute, count + 1
+        tell(subject, Appended(count), TimePassed(), now=now)
+        publish_all(subject, now)
+    assert len(subject._awaited) <= MAX_BEHIND + LIMITS.window_observations
+    sent: set[int] = set()
+    while subject.backlog_count:
+        now += 1.0
+        tell(subject, TimePassed(), now=now)
+        for bundle in publish_all(subject, now):
+            sent.update(bundle)
+            tell(subject, ReceiptCame(((bundle[0], bundle[-1]),)), now=now)
+    assert sent == set(range(1, count + 1))
 
 
 def test_receipts_after_a_stall_open_the_window_again() -> None:
@@ -142,6 +161,15 @@ def test_the_wait_follows_what_receipts_take_up_to_a_bound_and_forgets_it_slowly
     for _ in range(20):
         subject.note_receipt([Awaited(0.0, 0.0, 100)], 0.1, 4.0)
     assert subject.wait_s(4.0, 120.0) == 4.0
+
+
+def test_the_wait_is_a_number_however_long_nobody_answers() -> None:
+    subject, awaited = Patience(), Awaited(0.0, 0.0, 100)
+    for _ in range(2000):
+        subject.note_stall()
+        awaited = awaited.again(0.0)
+    assert subject.wait_s(4.0, 120.0) == 120.0
+    assert not awaited.is_lost(3600.0, 120.0)
 
 
 def test_a_receipt_for_what_was_repeated_keeps_the_wait_as_long_as_it_had_grown() -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from edge_source_support import RememberingSink
 
-from edge_agent.capture import Capture
+from edge_agent.capture import Capture, observation_of
 from edge_agent.source_settings import ReplaySettings, SimulatedSettings
 from edge_agent.sources.replay import ReplaySource
-from edge_agent.sources.simulated import SimulatedSource
+from edge_agent.sources.simulated import PresentTicks, SimulatedSource
 from fieldpost.errors import InvalidRequestError
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
@@ -69,7 +71,23 @@ def test_a_replay_keeps_the_pace_of_the_recording_times_the_speed_up(shared_data
     sink = RememberingSink()
     replay_source(shared_data / "ceilometer/vaisala/ct25k.dat", speed_up=100).run(sink, threading.Event())
     assert len(sink.captures) == 3
-    assert 0.29 <= time.monotonic() - begun < 3
+    assert 0.29 <= time.monotonic() - begun < 10
+
+
+def test_with_a_pace_each_observation_has_the_clock_of_its_handing_over(shared_data: Path) -> None:
+    # 15 s apart, 100 times faster.
+    sink = RememberingSink()
+    replay_source(shared_data / "ceilometer/vaisala/ct25k.dat", speed_up=100).run(sink, threading.Event())
+    clocks_s = [capture.clock.monotonic_nanos / 1e9 for capture in sink.captures]
+    assert all(0.1 < later - earlier < 5 for earlier, later in pairwise(clocks_s))
+
+
+def test_a_recording_whose_name_is_no_utf_8_is_replayed_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"m\xfcnchen.txt")).write_bytes(b"a\n")
+    sink = RememberingSink()
+    replay_source(tmp_path, payload_format="line").run(sink, threading.Event())
+    (capture,) = sink.captures
+    assert observation_of(capture).header.origin == "cl51:m\\xfcnchen.txt#0"
 
 
 def test_a_replay_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -114,20 +132,59 @@ def test_a_simulation_with_a_speed_up_is_paced_by_the_wall_clock() -> None:
     sink = RememberingSink()
     simulated_source(count=4, interval_s=15.0, speed_up=150.0).run(sink, threading.Event())
     assert len(sink.captures) == 4
-    assert 0.29 <= time.monotonic() - begun < 3
+    assert 0.29 <= time.monotonic() - begun < 10
+
+
+class StoppingSink(RememberingSink):
+    """Ends the source with the first observation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop = threading.Event()
+
+    def put(self, captures: Sequence[Capture]) -> None:
+        super().put(captures)
+        self.stop.set()
+
+
+def present_source(origins: dict[str, int] | None = None) -> SimulatedSource:
+    return simulated_source(origins, start_time=None, speed_up=1.0, count=None, interval_s=0.2)
 
 
 def test_a_simulation_in_the_present_measures_now_on_whole_multiples_of_its_interval() -> None:
-    stop = threading.Event()
-
-    class StoppingSink(RememberingSink):
-        def put(self, captures: Sequence[Capture]) -> None:
-            super().put(captures)
-            stop.set()
-
     sink = StoppingSink()
-    simulated_source(start_time=None, speed_up=1.0, count=None, interval_s=0.2).run(sink, stop)
+    present_source().run(sink, sink.stop)
     (capture,) = sink.captures
     assert capture.measure_unix_nanos is not None
-    assert abs(capture.measure_unix_nanos / 1e9 - time.time()) < 2
+    assert abs(capture.measure_unix_nanos / 1e9 - time.time()) < 10
     assert capture.measure_unix_nanos % 200_000_000 == 0
+
+
+def test_a_simulation_that_once_measured_in_2099_measures_now() -> None:
+    sink = StoppingSink()
+    source = present_source({"cl51:simulated-1-0.2s-present": 4_070_908_800 * 5})
+    watchdog = threading.Timer(5.0, sink.stop.set)
+    watchdog.start()
+    source.run(sink, sink.stop)
+    watchdog.cancel()
+    assert len(sink.captures) == 1
+
+
+def test_a_clock_that_jumps_to_2099_and_back_costs_a_simulation_nothing_and_gives_it_nothing() -> None:
+    second, far = 10**9, 74 * 365 * 86400 * 10**9
+    ticks, wall_nanos, measured = PresentTicks(15 * second, 0, 7), 0, []
+    for passed_s in range(1, 601):
+        if passed_s in (200, 400):
+            wall_nanos += far if passed_s == 200 else -far
+        wall_nanos += second
+        measured += ticks.due(wall_nanos, 7 + passed_s * second)
+    assert 40 <= len(measured) <= 42, "each 15 s one, and one at each jump"
+    assert sum(index > 1000 for index in measured) in (13, 14)
+
+
+def test_what_a_simulation_could_not_hand_over_while_the_disk_refused_is_made_up_for() -> None:
+    ticks = PresentTicks(15 * 10**9, 0, 0)
+    assert list(ticks.due(61 * 10**9, 61 * 10**9)) == [1, 2, 3, 4]
+    assert not ticks.due(61 * 10**9, 61 * 10**9)
+    assert not ticks.due(59 * 10**9, 62 * 10**9), "set back by a little: it waits"
+    assert list(ticks.due(75 * 10**9, 78 * 10**9)) == [5]

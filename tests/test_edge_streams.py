@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import termios
 import threading
@@ -21,12 +22,13 @@ from edge_agent.assembly import build_source
 from edge_agent.capture import observation_of
 from edge_agent.clock import boot_id
 from edge_agent.framing import Unframed
-from edge_agent.source_settings import StreamSettings, UdpSettings, parse_instrument
+from edge_agent.source_settings import StreamSettings, TcpServerSettings, UdpSettings, parse_instrument
 from edge_agent.sources import link as link_module
 from edge_agent.sources import udp as udp_module
-from edge_agent.sources.chunk_queue import CHUNK_OVERHEAD_BYTES, Chunk, ChunkQueue
-from edge_agent.sources.quarantine_entries import ENTRY_BYTES, QuarantineEntries
+from edge_agent.sources.chunk_queue import CHUNK_OVERHEAD_BYTES, MAX_TORN, Chunk, ChunkQueue
+from edge_agent.sources.quarantine_entries import WAITING_MAX_BYTES, QuarantineEntries
 from edge_agent.sources.source import Source, Stopping
+from edge_agent.sources.tcp import TcpServerLink
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 
 TELEGRAMS = "ceilometer/vaisala/kenttarova_cl31_msg.dat"
@@ -98,7 +100,7 @@ def test_telegrams_come_out_of_a_serial_port_with_the_clock_of_their_last_byte(
     wire.unplug()
     (capture,) = sink.captures
     assert capture.content == content.strip(b"\r\n")
-    assert 0 < capture.clock.monotonic_nanos - last_nanos < 1_000_000_000
+    assert 0 < capture.clock.monotonic_nanos - last_nanos < 5_000_000_000
     assert capture.clock.boot_id == boot_id()
     assert capture.origin_name.startswith("cl51:serial-") and capture.origin_index == 0
     assert observation_of(capture).header.payload_format == "vaisala-cl"
@@ -321,6 +323,52 @@ def test_datagrams_that_the_kernel_dropped_are_counted(free_port: int, monkeypat
         link.read(1.0)
         assert 0 < arrived < 100
         assert link.problem == f"{100 - arrived} datagrams were lost, which came faster than they were read"
+        monkeypatch.setattr(udp_module, "LOSS_ALARM_S", 0.0)
+        sender.sendto(b"x", ("127.0.0.1", free_port))
+        link.read(1.0)
+        assert link.problem == "", "the kernel's count still comes with each datagram, but it has not grown"
+
+
+def test_senders_that_use_a_new_port_for_each_datagram_leave_nothing_behind(
+    sink: RememberingSink, free_port: int
+) -> None:
+    source = stream("udp", address="127.0.0.1", port=free_port, payload_format="file")
+    with running(source, sink):
+        wait_until(lambda: sink.alarms, "it listens")
+        time.sleep(0.1)
+        for number in range(300):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"%d" % number, ("127.0.0.1", free_port))
+        wait_until(lambda: len(sink.captures) == 300, "all datagrams")
+        assert not source._reader._channels and not source._channels  # type: ignore[attr-defined]
+
+
+def test_a_server_without_a_descriptor_left_waits_and_takes_the_connection_later(free_port: int) -> None:
+    settings = parse_instrument({"name": "a", "source": "tcp-server", "port": free_port, "payload_format": "line"})
+    assert isinstance(settings, TcpServerSettings)
+    link = TcpServerLink(settings)
+    link.open()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(link), socket.socket() as client, Path(os.devnull).open("rb") as probe:
+        client.connect(("127.0.0.1", free_port))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_lowest_free_descriptor(probe.fileno()), hard))
+        try:
+            begun_s = time.monotonic()
+            assert not link.read(0.0)
+            assert time.monotonic() - begun_s > 0.1, "no busy loop"
+            assert "Too many open files" in link.problem
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        link.read(1.0)
+        assert link.problem == ""
+        client.sendall(b"one\n")
+        assert [arrival.content for arrival in link.read(5.0)] == [b"one\n"]
+
+
+def _lowest_free_descriptor(descriptor: int) -> int:
+    copy = os.dup(descriptor)
+    os.close(copy)
+    return copy
 
 
 # --- a disk that refuses, a full queue, a stop ---
@@ -389,13 +437,14 @@ def test_a_pause_ends_an_observation_whose_clock_is_that_of_its_last_bytes(
     with running(source, sink), listener.accept()[0] as connection:
         connection.sendall(b"first ")
         time.sleep(0.1)
-        connection.sendall(b"observation")
         sent_nanos = time.monotonic_ns()
+        connection.sendall(b"observation")
         wait_until(lambda: len(sink.captures) == 1, "the first")
+        handed_over_nanos = time.monotonic_ns()
         connection.sendall(b"second observation")
         wait_until(lambda: len(sink.captures) == 2, "the second")
     assert sink.contents() == [b"first observation", b"second observation"]
-    assert abs(sink.captures[0].clock.monotonic_nanos - sent_nanos) < 150_000_000
+    assert sent_nanos < sink.captures[0].clock.monotonic_nanos < handed_over_nanos - 250_000_000
 
 
 def test_after_an_error_of_the_disk_nothing_is_lost_and_nothing_comes_twice(listener: socket.socket) -> None:
@@ -430,6 +479,45 @@ def test_after_an_error_of_the_disk_nothing_is_lost_and_nothing_comes_twice(list
     assert len(stop) == 2
     assert sink.contents() == [b"%d\n" % number for number in range(50)]
     assert [capture.origin_index for capture in sink.captures] == list(range(50))
+
+
+def test_a_quarantine_that_is_broken_for_long_costs_no_memory_beyond_the_queue(
+    tmp_path: Path, sink: RememberingSink, listener: socket.socket
+) -> None:
+    source = stream(
+        "tcp-client", host="127.0.0.1", port=listener.getsockname()[1], queue_max_bytes=1 << 16, max_frame_bytes=64
+    )
+    sent = b"".join(b"%0100d\n" % number for number in range(30_000))
+    done, errors = threading.Event(), []
+    (tmp_path / "quarantine").rename(tmp_path / "good")
+    (tmp_path / "quarantine").write_bytes(b"no folder")
+
+    def run_again_and_again() -> None:
+        while not done.is_set():
+            try:
+                source.run(sink, done)
+            except BrokenStateError:
+                errors.append(1)
+                done.wait(0.005)
+
+    def in_hand_bytes() -> int:
+        return sum(len(entry.content) for entry in source._entries) + source._unframed.waiting_bytes  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=run_again_and_again)
+    thread.start()
+    with listener.accept()[0] as connection:
+        sender = threading.Thread(target=connection.sendall, args=(sent,))
+        sender.start()
+        wait_until(lambda: len(errors) > 50, "it is tried again and again")
+        assert in_hand_bytes() <= 2 << 16
+        (tmp_path / "quarantine").unlink()
+        (tmp_path / "good").rename(tmp_path / "quarantine")
+        sender.join()
+    wait_until(lambda: "closed the connection" in sink.alarm_now, "everything is read")
+    done.set()
+    thread.join(10)
+    assert sorted(b"".join(content for _, content, _ in sink.unframed).split()) == sorted(sent.split())
+    assert sink.captures == []
 
 
 def test_what_the_disk_did_not_take_until_the_end_is_said_in_the_log(
@@ -558,8 +646,30 @@ def test_after_quiet_time_noise_is_an_entry_at_once_again_and_a_large_one_never_
         assert entries.due(now_s + 60) == []
     entries.add("tty", Unframed(b"x", "expected"), 170.0)
     entries.due(170.0)
-    entries.add("tty", Unframed(b"x" * ENTRY_BYTES, "expected"), 171.0)
-    assert [len(entry.content) for entry in entries.due(171.0)] == [ENTRY_BYTES]
+    entries.add("tty", Unframed(b"x" * WAITING_MAX_BYTES, "expected"), 171.0)
+    assert [len(entry.content) for entry in entries.due(171.0)] == [WAITING_MAX_BYTES]
+
+
+def test_noise_of_many_senders_together_waits_no_longer_than_that_of_one() -> None:
+    entries = QuarantineEntries()
+    for number in range(60):
+        entries.add(f"udp {number}", Unframed(b"x", "expected"), 0.0)
+    assert len(entries.due(0.0)) == 60
+    for number in range(60):
+        entries.add(f"udp {number}", Unframed(b"x" * (WAITING_MAX_BYTES // 50), "expected"), 1.0)
+    assert len(entries.due(1.0)) == 60
+    assert entries.waiting_bytes == 0
+
+
+def test_a_thousand_channels_that_lost_bytes_cost_no_memory() -> None:
+    queue = ChunkQueue(CHUNK_OVERHEAD_BYTES)
+    queue.put(chunk(b"", "first"))
+    for number in range(2 * MAX_TORN):
+        assert not queue.put(chunk(b"lost", f"host:{number}"))
+    queue.take(0)
+    queue.put(chunk(b"next", f"host:{2 * MAX_TORN - 1}"))
+    assert [one.is_behind_loss for one in queue.take(0)] == [True]
+    assert len(queue._torn) < MAX_TORN
 
 
 def test_noise_of_a_thousand_senders_is_bounded() -> None:

@@ -19,13 +19,26 @@ class Link:
     """An uplink at work, and what it said."""
 
     def __init__(
-        self, urls: list[str], *, ca_file: Path | None = None, identity: Identity | None = None, **settings: Any
+        self,
+        urls: list[str],
+        *,
+        ca_file: Path | None = None,
+        identity: Identity | None = None,
+        stayed_s: float = 0.0,
+        backoff: Callable[[int, float], float] = lambda *_: 0.05,
+        **settings: Any,
     ) -> None:
         topics = [f"{DOWN}/receipts"]
         how = ConnectionSettings("station-a", topics, LastWill(f"{UP}/status", b"gone"), **settings)
         brokers = [parse_broker_url(url) for url in urls]
         self.uplink = MqttUplink(
-            brokers, how, ca_file=ca_file, identity=identity, look_interval_s=0.05, backoff=lambda *_: 0.05
+            brokers,
+            how,
+            ca_file=ca_file,
+            identity=identity,
+            look_interval_s=0.05,
+            stayed_s=stayed_s,
+            backoff=backoff,
         )
         self.events: list[LinkEvent] = []
 

@@ -148,9 +148,10 @@ class MqttConnection:
         """See Uplink."""
         self._forget_acknowledged()
         is_too_much = self._waiting_bytes + len(payload) > self._settings.max_unacknowledged_bytes
-        if self._waiting and is_too_much and not is_retained:
+        if self._waiting and is_too_much:
             self._give_up_where_nothing_moves()
-            return
+            if not is_retained:
+                return
         message = self._client.publish(topic, payload, qos=1, retain=is_retained)
         if message.rc != mqtt.MQTT_ERR_SUCCESS:
             raise OfflineError(f"expected to publish, but got: {mqtt.error_string(message.rc)}")
@@ -177,12 +178,14 @@ class MqttConnection:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def release(self) -> None:
-        """After its end, or where it could not be opened: frees its thread, and its memory at once.
+        """After its end, or where it could not be opened: frees its thread, and its memory at once; ends it if need be.
 
         Client and callbacks hold each other. Left to the garbage collector, what a frozen broker did not take would
         stay in memory beside that of the next connection.
         """
         if self._thread.is_alive():
+            if not self.ended.is_set():
+                self.cut()
             self._thread.join()
         for name in ("on_socket_open", "on_connect", "on_subscribe", "on_message", "on_publish", "on_disconnect"):
             setattr(self._client, name, None)

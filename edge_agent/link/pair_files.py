@@ -118,9 +118,9 @@ class PairFiles:
 
     def _find_new(self) -> Pair | None:
         """A key alone is no pair yet: its certificate is still to come."""
-        if not self._new_certificate.exists():
+        if not _is_there(self._new_certificate):
             return None
-        return Pair(self._new_certificate, self._new_key if self._new_key.exists() else self.in_use.key)
+        return Pair(self._new_certificate, self._new_key if _is_there(self._new_key) else self.in_use.key)
 
     def _fault(self, pair: Pair) -> str:
         """Why the pair cannot be used, in words; "" where it can. Looked up where the files are the same as before."""
@@ -149,7 +149,18 @@ def _examine(pair: Pair) -> str:
         if error.reason == "KEY_VALUES_MISMATCH":
             return f"expected {pair.key} to be the key of {pair.certificate}, but it is another one's"
         return f"expected PEM in {pair.certificate} and {pair.key}, without a password, but got {error.reason or error}"
+    except OSError as error:  # of a worn card: a file can be opened, but not be read
+        return f"expected to read {pair.certificate} and {pair.key}, but got {error.strerror or error}"
     return ""
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; Path.exists raises where the folder may not be looked into, or is broken."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -7,6 +7,7 @@ identity's choice.
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import ssl
 import threading
@@ -23,10 +24,14 @@ from edge_agent.link.tls import make_context
 from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import FieldpostError, OfflineError
 
+logger = logging.getLogger(__name__)
+
 STOP_TIMEOUT_S = 3.0
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 LOOK_INTERVAL_S = 60.0
+STAYED_S = 5.0
+"""A shorter connection counts as a failure: where two stations have one name, each throws the other out at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ class MqttUplink:
         ca_file: Authorities of mqtts brokers; None for the system's.
         identity: The station's certificates for mqtts brokers; None to show none.
         look_interval_s: How often it looks for a new certificate while connected.
+        stayed_s: How long a connection has to stand for the backoff to begin anew.
         backoff: How long to wait after so many failures in a row, given a random number.
     """
 
@@ -120,6 +126,7 @@ class MqttUplink:
         ca_file: Path | None = None,
         identity: Identity | None = None,
         look_interval_s: float = LOOK_INTERVAL_S,
+        stayed_s: float = STAYED_S,
         backoff: Callable[[int, float], float] = backoff_s,
     ) -> None:
         self._brokers = brokers
@@ -127,6 +134,7 @@ class MqttUplink:
         self._ca_file = ca_file
         self._identity = identity if any(broker.is_tls for broker in brokers) else None
         self._look_interval_s = look_interval_s
+        self._stayed_s = stayed_s
         self._backoff = backoff
         self._on_event: Callable[[LinkEvent], object] = lambda event: None
         self._connection: MqttConnection | None = None
@@ -178,7 +186,13 @@ class MqttUplink:
         """Connects, stays, and connects again; a broker that took us for a while starts the backoff anew."""
         failure_count = 0
         for broker in itertools.cycle(self._brokers):
-            failure_count = 1 if self._visit(broker) else failure_count + 1
+            try:
+                has_stayed = self._visit(broker)
+            except Exception as error:  # the one place that catches: nobody would begin this thread again
+                logger.exception("uplink failed, tried again later", extra={"broker_url": str(broker)})
+                self._on_event(LinkDown(str(broker), f"{type(error).__name__}: {error}"))
+                has_stayed = False
+            failure_count = 1 if has_stayed else failure_count + 1
             # The whole list is tried before the wait grows.
             rounds = 1 + (failure_count - 1) // len(self._brokers)
             if self._stop.wait(self._backoff(rounds, random.random())):
@@ -188,46 +202,45 @@ class MqttUplink:
         """Connects to one broker, with one certificate and where need be with the other.
 
         Returns:
-            Whether it took us.
+            Whether it took us for a while.
         """
-        was_up = False
+        has_stayed = False
         while not self._stop.is_set():
             ending = self._connect_and_stay(broker)
-            was_up = was_up or ending.was_up
+            has_stayed = has_stayed or ending.up_s >= self._stayed_s
             self._on_event(LinkDown(str(broker), ending.failure.text))
             if not ending.is_others_turn:
                 break
-        return was_up
+        return has_stayed
 
     def _connect_and_stay(self, broker: BrokerUrl) -> _Ending:
         """One connection from its beginning to its end."""
         shown: Shown | None = None
         connection: MqttConnection | None = None
         try:
-            identity = self._identity if broker.is_tls else None
-            shown = identity.choose(time.monotonic()) if identity else None
-            context = make_context(self._ca_file, shown.pair if shown else None) if broker.is_tls else None
-            connection = self._make_connection(broker, context)
-            # Before it is open: it may be up, and somebody publish, before open returns.
-            self._connection = connection
-            connection.open()
-        except (FieldpostError, OSError, ValueError) as error:
-            self._connection = None
-            if connection is not None:
-                connection.release()
-            timeout_s = self._settings.answer_timeout_s
-            return self._failed(shown, connecting_failed(error, broker, timeout_s, time.time()))
-        try:
+            try:
+                identity = self._identity if broker.is_tls else None
+                shown = identity.choose(time.monotonic()) if identity else None
+                context = make_context(self._ca_file, shown.pair if shown else None) if broker.is_tls else None
+                connection = self._make_connection(broker, context)
+                # Before it is open: it may be up, and somebody publish, before open returns.
+                self._connection = connection
+                connection.open()
+            except (FieldpostError, OSError, ValueError) as error:
+                timeout_s = self._settings.answer_timeout_s
+                return self._failed(shown, connecting_failed(error, broker, timeout_s, time.time()))
             connection.wait_for_answer()
+            answered_s = time.monotonic()
             is_others_turn = self._stay(connection, shown)
             connection.ended.wait()
         finally:
             self._connection = None
-            connection.release()
+            if connection is not None:
+                connection.release()
         if not connection.was_up:
             return self._failed(shown, connection.failure)
         failure = LinkFailure("the station tries its new certificate") if is_others_turn else connection.failure
-        return _Ending(failure, was_up=True, is_others_turn=is_others_turn)
+        return _Ending(failure, up_s=time.monotonic() - answered_s, is_others_turn=is_others_turn)
 
     def _make_connection(self, broker: BrokerUrl, context: ssl.SSLContext | None) -> MqttConnection:
         return MqttConnection(
@@ -260,7 +273,7 @@ class MqttUplink:
         if self._identity is not None and shown is not None:
             self._identity.note_failed(shown, failure, time.monotonic())
         is_others_turn = shown is not None and shown.is_trial
-        return _Ending(failure, was_up=False, is_others_turn=is_others_turn)
+        return _Ending(failure, up_s=0.0, is_others_turn=is_others_turn)
 
     def _take_message(self, topic: str, payload: bytes) -> None:
         self._on_event(MessageCame(topic, payload))
@@ -275,10 +288,10 @@ class _Ending:
 
     Attributes:
         failure: Why.
-        was_up: Whether it was ever up.
+        up_s: How long it stood after the broker had taken us.
         is_others_turn: Whether the other certificate is to be tried at this broker now.
     """
 
     failure: LinkFailure
-    was_up: bool
+    up_s: float
     is_others_turn: bool

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 CHUNK_OVERHEAD_BYTES = 320
 """What a chunk costs beside its bytes, measured; small chunks are mostly overhead, and the bound counts it."""
 BATCH_BYTES = 1 << 20
+MAX_TORN = 1024
+"""Senders of datagrams may use a new port for each; of so many, the one that has been silent longest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class ChunkQueue:
         """How many bytes did not fit, ever."""
         self._chunks: deque[Chunk] = deque()
         self._used_bytes = 0
-        self._torn: set[str] = set()
+        self._torn: dict[str, None] = {}
         self._changed = threading.Condition()
 
     @property
@@ -75,10 +77,13 @@ class ChunkQueue:
                 self._changed.wait(0.1)
             if self._is_full(cost) and not chunk.is_end:
                 self.lost_bytes += len(chunk.content)
-                self._torn.add(chunk.channel)
+                self._torn.pop(chunk.channel, None)
+                self._torn[chunk.channel] = None
+                if len(self._torn) > MAX_TORN:
+                    del self._torn[next(iter(self._torn))]
                 return False
             if chunk.channel in self._torn:
-                self._torn.discard(chunk.channel)
+                del self._torn[chunk.channel]
                 chunk = Chunk(chunk.channel, chunk.content, chunk.clock, chunk.arrived_s, chunk.is_end, True)
             self._chunks.append(chunk)
             self._used_bytes += cost

@@ -23,7 +23,7 @@ from edge_agent.source_settings import FolderSettings
 from edge_agent.sources.file_batch import FileBatch, WaitingFile
 from edge_agent.sources.folder_looks import Looks, Readiness
 from edge_agent.sources.folder_watch import FolderWatch
-from edge_agent.sources.framed_file import frame_file, join_unframed, to_captures
+from edge_agent.sources.framed_file import frame_file, join_unframed, printable, to_captures
 from edge_agent.sources.source import Sink
 
 NAMES_AT_ONCE = 2000
@@ -36,11 +36,6 @@ MAX_PROBLEMS = 16
 HEAD_BYTES = 64
 TAKEN_FOLDER = "taken"
 UNFINISHED_SUFFIXES = (".part", ".tmp", ".filepart", ".crdownload", ".swp")
-
-
-def printable(name: str) -> str:
-    """A file name as text that any message can hold: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class FolderSource:
@@ -206,7 +201,7 @@ class FolderSource:
             else:
                 taken = self._settings.folder / TAKEN_FOLDER
                 taken.mkdir(exist_ok=True)
-                path.replace(taken / path.name)
+                path.replace(_free_name(taken / path.name, file.identity[1]))
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -247,6 +242,11 @@ def _read(path: Path, is_wanted: Callable[[bytes], bool] | None) -> bytes | None
         if is_wanted is not None and not is_wanted(os.pread(descriptor, HEAD_BYTES, 0)):
             return None
         return file.read()
+
+
+def _free_name(path: Path, mtime_nanos: int) -> Path:
+    """A logger may use a name again; what was kept under it is not overwritten by other bytes."""
+    return path.with_name(f"{path.name}@{mtime_nanos}") if os.path.lexists(path) else path
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -107,3 +108,8 @@ def in_groups(captures: list[Capture]) -> Iterator[list[Capture]]:
         group_bytes += len(capture.content)
     if group:
         yield group
+
+
+def printable(name: str) -> str:
+    """A file name as text that any message can hold: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

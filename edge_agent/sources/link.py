@@ -21,6 +21,8 @@ RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
 READ_TIMEOUT_S = 0.2
 READ_BYTES = 1 << 16
+LOSS_ALARM_S = 86400.0
+"""A loss is an alarm until so long after the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class Link(Protocol):
     @property
     def can_hold_back(self) -> bool:
         """Whether the sender waits when nobody reads."""
+        ...
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether its channels end with it; datagrams have no connection, and silence ends what they began."""
         ...
 
     @property
@@ -130,7 +137,8 @@ class LinkReader:
     def _take(self, arrival: Arrival) -> None:
         clock, now_s = read_capture_clock().SerializeToString(), self.now_s()
         if arrival.content:
-            self._channels.add(arrival.channel)
+            if self._link.has_ends:
+                self._channels.add(arrival.channel)
             chunk = Chunk(arrival.channel, arrival.content, clock, now_s)
             has_fitted = self._queue.put(chunk, self._stop if self._link.can_hold_back else None)
             self._held_s += self.now_s() - now_s

@@ -2,7 +2,7 @@
 
 A noisy line gives something unframed every second, for years, and each entry costs two files. The first such bytes
 after a quiet time are an entry at once. What follows within a minute becomes one entry, then within two, up to an hour,
-as long as the noise goes on; a large entry does not wait. What waits is in memory: a power cut costs it.
+as long as the noise goes on; where much waits, it does not wait longer. It waits in memory: a power cut costs it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from edge_agent.framing import Unframed
 
-ENTRY_BYTES = 1 << 20
+WAITING_MAX_BYTES = 1 << 20
+"""Of all senders together."""
 INTERVAL_FIRST_S = 60.0
 INTERVAL_MAX_S = 3600.0
 MAX_NAMES = 64
@@ -73,8 +74,9 @@ class QuarantineEntries:
     def due(self, now_s: float) -> list[Entry]:
         """The entries that are to be written now."""
         entries = []
+        is_much = self.waiting_bytes >= WAITING_MAX_BYTES
         for name, run in list(self._runs.items()):
-            if now_s < run.due_s and len(run.content) < ENTRY_BYTES:
+            if now_s < run.due_s and not (is_much and run.part_count):
                 continue
             if not run.part_count:
                 del self._runs[name]  # quiet for a whole interval

@@ -9,11 +9,20 @@ import fnmatch
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.capture import Capture
+from edge_agent.clock import read_capture_clock
 from edge_agent.source_settings import ReplaySettings
-from edge_agent.sources.framed_file import GROUP_OBSERVATIONS, frame_file, in_groups, join_unframed, to_captures
+from edge_agent.sources.framed_file import (
+    GROUP_OBSERVATIONS,
+    frame_file,
+    in_groups,
+    join_unframed,
+    printable,
+    to_captures,
+)
 from edge_agent.sources.source import Sink
 from fieldpost.errors import InvalidRequestError
 
@@ -51,10 +60,11 @@ class ReplaySource:
         for path in self._in_time_order():
             content = path.read_bytes()
             file = frame_file(content, self._settings.payload_format, self._settings.framing_parameters())
-            origin_name = f"{self._prefix}{path.name}"
+            name = printable(path.name)
+            origin_name = f"{self._prefix}{name}"
             captures = to_captures(file, self.instrument, origin_name, self._highest.get(origin_name, -1))
             for raw, reason in join_unframed(file.unframed):
-                sink.set_aside(raw, path.name, reason)
+                sink.set_aside(raw, name, reason)
             for group in self._paced(captures, pace, stop):
                 sink.put(group)
                 self._highest[origin_name] = group[-1].origin_index
@@ -80,7 +90,8 @@ class ReplaySource:
                 stop.wait(wait_s)
             if stop.is_set():
                 return
-            late.append(capture)
+            # Sent as if it was measured now: the file was read at once, long before the last one is due.
+            late.append(replace(capture, clock=read_capture_clock()))
         if late:
             yield late
 

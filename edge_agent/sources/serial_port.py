@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import serial
 
-from edge_agent.source_settings import SerialSettings, parse_characters
+from edge_agent.setting_texts import parse_characters
+from edge_agent.source_settings import SerialSettings
 from edge_agent.sources.link import READ_BYTES, Arrival
 
 GATHER_S = 0.02
@@ -30,6 +31,7 @@ class SerialLink:
 
     kind = "serial"
     can_hold_back = False
+    has_ends = True
     problem = ""
 
     def __init__(self, settings: SerialSettings) -> None:

@@ -18,7 +18,7 @@ from edge_agent.framing import Framed, Framer, Part, Unframed, stream_framer
 from edge_agent.source_settings import StreamSettings
 from edge_agent.sources.chunk_queue import Chunk, ChunkQueue
 from edge_agent.sources.framed_file import in_groups
-from edge_agent.sources.link import Link, LinkReader
+from edge_agent.sources.link import LOSS_ALARM_S, Link, LinkReader
 from edge_agent.sources.quarantine_entries import Entry, QuarantineEntries
 from edge_agent.sources.source import Sink, Stopping
 from fieldpost.v1 import observation_pb2 as pb
@@ -29,7 +29,6 @@ WAKE_S = 0.25
 JOIN_S = 0.5
 IDLE_MARGIN_S = 0.05
 """What came may be on its way from the reader: silence is told so much later."""
-LOSS_ALARM_S = 86400.0
 MAX_CHANNELS = 64
 
 
@@ -77,6 +76,7 @@ class StreamSource:
             self._reader = LinkReader(self._link, self._queue, stop, self._tell)
             self._reader.start()
         try:
+            self._write(sink)  # what an error left over goes first: as long as that fails, only the queue grows
             while not stop.is_set():
                 chunks = self._queue.take(self._wait_s())
                 # Up to the last chunk everything is here, also where it waited long for the disk.
@@ -120,7 +120,7 @@ class StreamSource:
         name, now_s = chunk.channel, chunk.arrived_s
         channel = self._channels.get(name)
         if channel is None:
-            if chunk.is_end and not chunk.is_behind_loss:
+            if chunk.is_end:
                 return
             if len(self._channels) >= MAX_CHANNELS:
                 self._end_channel(next(iter(self._channels)))

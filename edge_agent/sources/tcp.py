@@ -5,8 +5,10 @@ Keepalive finds a peer that lost its power: within a minute instead of never.
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
+import time
 from collections.abc import Sequence
 
 from edge_agent.source_settings import TcpClientSettings, TcpServerSettings
@@ -16,6 +18,8 @@ CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_IDLE_S = 30
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_COUNT = 3
+NO_ROOM_WAIT_S = 0.2
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class TcpClientLink:
@@ -27,6 +31,7 @@ class TcpClientLink:
 
     kind = "tcp"
     can_hold_back = True
+    has_ends = True
     problem = ""
 
     def __init__(self, settings: TcpClientSettings) -> None:
@@ -69,6 +74,7 @@ class TcpServerLink:
 
     kind = "tcp"
     can_hold_back = True
+    has_ends = True
 
     def __init__(self, settings: TcpServerSettings) -> None:
         self.name = f"TCP port {settings.port} of {settings.address}"
@@ -104,6 +110,7 @@ class TcpServerLink:
         for client in self._clients:
             client.close()
         self._clients.clear()
+        self.problem = ""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -115,14 +122,19 @@ class TcpServerLink:
         assert self._listener is not None and self._selector is not None
         try:
             client, address = self._listener.accept()
-        except OSError:
-            return  # gone before it was accepted
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                # It stays in the listener's queue: without a pause it would be tried again at once, for ever.
+                self.problem = f"expected to accept a connection, but got: {error.strerror}"
+                time.sleep(NO_ROOM_WAIT_S)
+            return  # or it was gone before it was accepted
         if len(self._clients) >= self._settings.max_clients:
             client.close()
             self.problem = f"expected at most {self._settings.max_clients} connections, but {address[0]} makes one more"
             return
         _keep_alive(client)
         client.setblocking(False)
+        self.problem = ""
         self._clients[client] = f"{address[0]}:{address[1]}"
         self._selector.register(client, selectors.EVENT_READ)
 

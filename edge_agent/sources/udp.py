@@ -8,16 +8,18 @@ from __future__ import annotations
 import select
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 from edge_agent.source_settings import UdpSettings
-from edge_agent.sources.link import Arrival
+from edge_agent.sources.link import LOSS_ALARM_S, Arrival
 
 MAX_DATAGRAM_BYTES = 65535
 RECEIVE_BUFFER_BYTES = 1 << 20
 DATAGRAMS_AT_ONCE = 64
 SO_RXQ_OVFL = 40  # asm-generic/socket.h; Python has no name for it
 _COUNT_BYTES = 4
+_COUNT_MASK = (1 << 32) - 1
 
 
 class UdpLink:
@@ -29,12 +31,22 @@ class UdpLink:
 
     kind = "udp"
     can_hold_back = False
+    has_ends = False
 
     def __init__(self, settings: UdpSettings) -> None:
         self.name = f"UDP port {settings.port} of {settings.address}"
-        self.problem = ""
         self._settings = settings
         self._socket: socket.socket | None = None
+        self._lost_count = 0  # since this socket was opened, as the kernel counts
+        self._loss_told = (0, 0.0)  # (datagrams ever, monotonic time of the last loss)
+
+    @property
+    def problem(self) -> str:
+        """See Link."""
+        lost_count, lost_at_s = self._loss_told
+        if not lost_count or time.monotonic() - lost_at_s >= LOSS_ALARM_S:
+            return ""
+        return f"{lost_count} datagrams were lost, which came faster than they were read"
 
     def open(self) -> None:
         """See Link."""
@@ -44,6 +56,7 @@ class UdpLink:
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         self._socket.setblocking(False)
         self._socket.bind((address, self._settings.port))
+        self._lost_count = 0
 
     def read(self, timeout_s: float) -> Sequence[Arrival]:
         """See Link."""
@@ -56,10 +69,13 @@ class UdpLink:
                 content, facts, _, sender = self._socket.recvmsg(MAX_DATAGRAM_BYTES, socket.CMSG_SPACE(_COUNT_BYTES))
             except BlockingIOError:
                 break
+            except OSError:
+                if not arrivals:
+                    raise
+                break  # what came before it is not dropped
             for level, kind, value in facts:
                 if (level, kind) == (socket.SOL_SOCKET, SO_RXQ_OVFL):
-                    count = int.from_bytes(value[:_COUNT_BYTES], sys.byteorder)
-                    self.problem = f"{count} datagrams were lost, which came faster than they were read"
+                    self._note_lost(int.from_bytes(value[:_COUNT_BYTES], sys.byteorder))
             arrivals.append(Arrival(f"{sender[0]}:{sender[1]}", content))
         return arrivals
 
@@ -68,3 +84,10 @@ class UdpLink:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def _note_lost(self, count: int) -> None:
+        """The count comes with every datagram once it is not 0, and only tells of a loss where it has grown."""
+        newly = count - self._lost_count & _COUNT_MASK
+        if newly:
+            self._lost_count = count
+            self._loss_told = (self._loss_told[0] + newly, time.monotonic())
