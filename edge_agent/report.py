@@ -58,7 +58,7 @@ class Report:
     clock_error_s: float | None = None
     temperature_celsius: float | None = None
     dropped_count: int = 0
-    disk_days_left: float | None = None
+    disk_left_days: float | None = None
     quick_look_model: str = ""
     certificate_expiry_unix_s: float | None = None
     instruments: list[InstrumentReport] = field(default_factory=list)
@@ -84,7 +84,7 @@ def to_status(report: Report) -> station_pb2.StationStatus:
         clock_error_seconds=report.clock_error_s,
         temperature_celsius=report.temperature_celsius,
         dropped_count=report.dropped_count,
-        disk_days_left=report.disk_days_left,
+        disk_left_days=report.disk_left_days,
         quick_look_model=report.quick_look_model,
     )
     if report.certificate_expiry_unix_s is not None:
@@ -141,7 +141,7 @@ def silent_instruments(
     return {instrument: silent_s for instrument, silent_s in silences.items() if silent_s > silent_after_s[instrument]}
 
 
-def disk_days_left(files: Sequence[StoredFile], disk_free_bytes: int, now_unix_s: float) -> float | None:
+def disk_left_days(files: Sequence[StoredFile], disk_free_bytes: int, now_unix_s: float) -> float | None:
     """For how many days the free space lasts at the rate of the last week; None where that is not known yet."""
     today = datetime.fromtimestamp(now_unix_s, UTC).date()
     recent = [file for file in files if 1 <= (today - file.day).days <= 7]

@@ -16,7 +16,7 @@ from edge_agent.clock import clock_error_s, clock_sync
 from edge_agent.delivery import Delivery
 from edge_agent.intake import Intake
 from edge_agent.link.uplink import Uplink
-from edge_agent.report import Report, disk_days_left, silent_instruments, to_json, to_status
+from edge_agent.report import Report, disk_left_days, silent_instruments, to_json, to_status
 from edge_agent.settings import AgentSettings
 from edge_agent.storage.durable import disk_free_bytes, replace_file
 from fieldpost._version import __version__
@@ -132,7 +132,7 @@ class Reporter:
             clock_error_s=clock_error_s(),
             temperature_celsius=_temperature_celsius(),
             dropped_count=len(self._buffer.ledger.dropped),
-            disk_days_left=disk_days_left(files, free_bytes, time.time()),
+            disk_left_days=disk_left_days(files, free_bytes, time.time()),
             quick_look_model=self._quick_look()[0],
             certificate_expiry_unix_s=self._uplink.certificate_expiry_unix_s,
             instruments=list(self._intake.instruments.values()),

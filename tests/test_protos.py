@@ -107,7 +107,7 @@ def test_integers_say_by_their_name_what_they_are(files: list[FileDescriptorProt
 
 def test_floating_point_numbers_have_their_unit_in_their_name_or_beside_them(files: list[FileDescriptorProto]) -> None:
     floats = {FieldDescriptorProto.TYPE_DOUBLE, FieldDescriptorProto.TYPE_FLOAT}
-    units = ("_m", "_deg", "_s", "_seconds", "_celsius", "_nm")
+    units = ("_m", "_deg", "_ms", "_s", "_seconds", "_days", "_celsius", "_nm")
     bare = [name for name, field in fields(files) if field.type in floats and not field.name.endswith(units)]
     assert bare == ["Variable.values"]  # its unit is Variable.unit
 

@@ -46,7 +46,7 @@ STATION_METRICS = (
     Metric("dropped_observations", "gauge", "Undelivered ones that a full disk cost.", "dropped_count"),
     Metric("disk_free_bytes", "gauge", "Free on the buffer's disk.", "disk_free_bytes"),
     Metric("buffer_bytes", "gauge", "Used by the buffer.", "buffer_bytes"),
-    Metric("disk_lasts_seconds", "gauge", "For how long the disk lasts at the present rate.", "disk_days_left", DAY_S),
+    Metric("disk_lasts_seconds", "gauge", "For how long the disk lasts at the present rate.", "disk_left_days", DAY_S),
     Metric("clock_error_seconds", "gauge", "How far the clock may be off.", "clock_error_s"),
     Metric("temperature_celsius", "gauge", "Of the processor.", "temperature_celsius"),
     Metric(

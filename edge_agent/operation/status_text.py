@@ -119,8 +119,8 @@ def _facts(report: Mapping[str, Any], now_unix_s: float) -> Iterator[tuple[str, 
 def _disk_parts(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{size(report['buffer_bytes'])} of observations"
     yield f"{size(report['disk_free_bytes'])} free"
-    if report.get("disk_days_left") is not None:
-        yield f"lasts for {span(report['disk_days_left'] * DAY_S)} at the present rate"
+    if report.get("disk_left_days") is not None:
+        yield f"lasts for {span(report['disk_left_days'] * DAY_S)} at the present rate"
 
 
 def _clock(report: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class StationStatus(_message.Message):
     CLOCK_ERROR_SECONDS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
     DROPPED_COUNT_FIELD_NUMBER: _builtins.int
-    DISK_DAYS_LEFT_FIELD_NUMBER: _builtins.int
+    DISK_LEFT_DAYS_FIELD_NUMBER: _builtins.int
     QUICK_LOOK_MODEL_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRY_TIME_FIELD_NUMBER: _builtins.int
     station: _builtins.str
@@ -77,7 +77,7 @@ class StationStatus(_message.Message):
     """Temperature of the station's processor. Absent where it has no sensor."""
     dropped_count: _builtins.int
     """Undelivered observations that had to go because the disk was full; since the buffer was made."""
-    disk_days_left: _builtins.float
+    disk_left_days: _builtins.float
     """For how many days the disk lasts at the rate of the last day. Absent where that is not known."""
     quick_look_model: _builtins.str
     """The quick look's model, as in QuickLook.model; empty where there is none."""
@@ -118,24 +118,24 @@ class StationStatus(_message.Message):
         clock_error_seconds: _builtins.float | None = ...,
         temperature_celsius: _builtins.float | None = ...,
         dropped_count: _builtins.int = ...,
-        disk_days_left: _builtins.float | None = ...,
+        disk_left_days: _builtins.float | None = ...,
         quick_look_model: _builtins.str = ...,
         certificate_expiry_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_error_seconds", b"_clock_error_seconds", "_disk_days_left", b"_disk_days_left", "_temperature_celsius", b"_temperature_celsius", "certificate_expiry_time", b"certificate_expiry_time", "clock_error_seconds", b"clock_error_seconds", "disk_days_left", b"disk_days_left", "report_time", b"report_time", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_error_seconds", b"_clock_error_seconds", "_disk_left_days", b"_disk_left_days", "_temperature_celsius", b"_temperature_celsius", "certificate_expiry_time", b"certificate_expiry_time", "clock_error_seconds", b"clock_error_seconds", "disk_left_days", b"disk_left_days", "report_time", b"report_time", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_error_seconds", b"_clock_error_seconds", "_disk_days_left", b"_disk_days_left", "_temperature_celsius", b"_temperature_celsius", "alarms", b"alarms", "backlog_count", b"backlog_count", "buffer_bytes", b"buffer_bytes", "certificate_expiry_time", b"certificate_expiry_time", "clock_error_seconds", b"clock_error_seconds", "clock_sync", b"clock_sync", "command_count", b"command_count", "disk_days_left", b"disk_days_left", "disk_free_bytes", b"disk_free_bytes", "dropped_count", b"dropped_count", "epoch", b"epoch", "instruments", b"instruments", "is_online", b"is_online", "last_sequence", b"last_sequence", "quarantined_count", b"quarantined_count", "quick_look_model", b"quick_look_model", "rejected_count", b"rejected_count", "report_time", b"report_time", "software_version", b"software_version", "station", b"station", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_error_seconds", b"_clock_error_seconds", "_disk_left_days", b"_disk_left_days", "_temperature_celsius", b"_temperature_celsius", "alarms", b"alarms", "backlog_count", b"backlog_count", "buffer_bytes", b"buffer_bytes", "certificate_expiry_time", b"certificate_expiry_time", "clock_error_seconds", b"clock_error_seconds", "clock_sync", b"clock_sync", "command_count", b"command_count", "disk_free_bytes", b"disk_free_bytes", "disk_left_days", b"disk_left_days", "dropped_count", b"dropped_count", "epoch", b"epoch", "instruments", b"instruments", "is_online", b"is_online", "last_sequence", b"last_sequence", "quarantined_count", b"quarantined_count", "quick_look_model", b"quick_look_model", "rejected_count", b"rejected_count", "report_time", b"report_time", "software_version", b"software_version", "station", b"station", "temperature_celsius", b"temperature_celsius"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_error_seconds: _TypeAlias = _typing.Literal["clock_error_seconds"]  # noqa: Y015
     _WhichOneofArgType__clock_error_seconds: _TypeAlias = _typing.Literal["_clock_error_seconds", b"_clock_error_seconds"]  # noqa: Y015
-    _WhichOneofReturnType__disk_days_left: _TypeAlias = _typing.Literal["disk_days_left"]  # noqa: Y015
-    _WhichOneofArgType__disk_days_left: _TypeAlias = _typing.Literal["_disk_days_left", b"_disk_days_left"]  # noqa: Y015
+    _WhichOneofReturnType__disk_left_days: _TypeAlias = _typing.Literal["disk_left_days"]  # noqa: Y015
+    _WhichOneofArgType__disk_left_days: _TypeAlias = _typing.Literal["_disk_left_days", b"_disk_left_days"]  # noqa: Y015
     _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
     _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_error_seconds) -> _WhichOneofReturnType__clock_error_seconds | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_days_left) -> _WhichOneofReturnType__disk_days_left | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_left_days) -> _WhichOneofReturnType__disk_left_days | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
 
