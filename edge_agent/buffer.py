@@ -50,6 +50,8 @@ from fieldpost.v1 import observation_pb2 as pb
 T = TypeVar("T")
 
 DAY_FILE_MAX_BYTES = 256 << 20
+WAITING_MAX = 20_000
+"""So many observations are looked at for one that waits for the time: a station without a time server starts, too."""
 RUN_MORE_BYTES = 64 << 10  # for headers, and for the space between records
 
 
@@ -298,7 +300,7 @@ class Buffer:
     def first_waiting_for_time(self) -> int | None:
         """The first of the newest observations whose times can be corrected once the clock of this boot is right."""
         found = None
-        for sequence in range(self.last_sequence, 0, -1):
+        for sequence in range(self.last_sequence, max(0, self.last_sequence - WAITING_MAX), -1):
             record = self._files.read(sequence)
             if record is None or not needs_time(record.header) or record.header.capture_clock.boot_id != boot_id():
                 break
