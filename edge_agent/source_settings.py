@@ -131,7 +131,12 @@ class FolderSettings(InstrumentSettings):
         ),
     )
     max_file_bytes: int = field(
-        default=256 << 20, metadata=about("A larger file stays where it is, with an alarm.", minimum=1)
+        default=16 << 20,
+        metadata=about(
+            "A larger file stays where it is, with an alarm. Taking one needs five times its size in memory, for a "
+            "moment.",
+            minimum=1,
+        ),
     )
 
 
