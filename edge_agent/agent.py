@@ -31,7 +31,6 @@ from edge_agent.reporter import Reporter
 from edge_agent.settings import AgentSettings
 from edge_agent.source_threads import (
     Captured,
-    Estimate,
     Quarantined,
     SourceAlarm,
     SourceEnded,
@@ -43,7 +42,7 @@ from edge_agent.storage.retention import RetentionPolicy
 from edge_agent.upkeep import Upkeep
 from fieldpost.errors import FieldpostError, OfflineError
 from fieldpost.names import commands_topic, receipts_topic, results_topic
-from fieldpost.v1 import command_pb2, receipt_pb2
+from fieldpost.v1 import command_pb2, observation_pb2, receipt_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +63,8 @@ class QuickLook(ModelTaker, Protocol):
         """What is wrong, in plain words; empty where nothing is."""
         ...
 
-    @property
-    def add(self) -> Estimate:
-        """Adds estimates; may be called by several threads."""
+    def add(self, observations: Sequence[observation_pb2.Observation], contents: Sequence[bytes]) -> None:
+        """Adds estimates to observations, given their bytes; may be called by several threads."""
         ...
 
     def close(self) -> None:
@@ -302,9 +300,10 @@ class Agent:
         self._intake.refuse_all()
         try:
             self._control.stop()
-            self._reporter.publish(is_online=False)
+            report = self._reporter.report(is_online=False)
+            self._reporter.publish(report)
             self._uplink.stop()
-            self._reporter.write_file(is_online=False)
+            self._reporter.write_file(report)
             if self._quick_look is not None:
                 self._quick_look.close()
         finally:

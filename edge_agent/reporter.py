@@ -95,19 +95,22 @@ class Reporter:
 
     def work(self, now_s: float) -> None:
         """Says what is due, and at once where an alarm began or ended."""
-        if self._alarms.is_changed or now_s >= self._report_at_s:
-            self._report_at_s = now_s + self._settings.status_interval_s
-            self._file_at_s = 0.0
-            self._look_for_alarms(now_s)
-            self.publish(is_online=True)
-            self._write_metrics()
-        if now_s >= self._file_at_s:
+        is_report_due = self._alarms.is_changed or now_s >= self._report_at_s
+        if is_report_due or now_s >= self._file_at_s:
             self._file_at_s = now_s + STATUS_FILE_INTERVAL_S
-            self.write_file(is_online=bool(self._delivery.broker_url))
+            if is_report_due:
+                self._report_at_s = now_s + self._settings.status_interval_s
+                self._look_for_alarms(now_s)
+                self._alarms.is_changed = False  # what goes wrong while it is told is told the next time
+            # Gathered once for all who are told: it looks at every day file.
+            report = self.report(is_online=bool(self._delivery.broker_url))
+            if is_report_due:
+                self.publish(report)
+                self._write_metrics(report)
+            self.write_file(report)
         if now_s >= self._log_at_s:
             self._log_at_s = now_s + LOG_INTERVAL_S
             self._log()
-        self._alarms.is_changed = False
 
     def report(self, *, is_online: bool) -> Report:
         """How the station is now."""
@@ -139,20 +142,20 @@ class Reporter:
             alarms=self._alarms.texts(),
         )
 
-    def publish(self, *, is_online: bool) -> None:
+    def publish(self, report: Report) -> None:
         """Tells the server; while offline it is told nothing, and would learn nothing from it later."""
-        message = to_status(self.report(is_online=is_online)).SerializeToString()
         try:
-            self._uplink.publish(status_topic(self._settings.station), message, is_retained=True)
+            self._uplink.publish(
+                status_topic(self._settings.station), to_status(report).SerializeToString(), is_retained=True
+            )
         except OfflineError:
             return
         self.command_count = 0
 
-    def write_file(self, *, is_online: bool) -> None:
+    def write_file(self, report: Report) -> None:
         """Writes status.json. It is read while no agent runs, so a disk that takes nothing is an alarm and no more."""
-        content = to_json(self.report(is_online=is_online))
         try:
-            replace_file(self._buffer.folder / STATUS_FILE, content, is_synced=False)
+            replace_file(self._buffer.folder / STATUS_FILE, to_json(report), is_synced=False)
         except FieldpostError as error:
             self._alarms.set("status file", f"the status file cannot be written: {error}")
         else:
@@ -169,13 +172,13 @@ class Reporter:
         self._alarms.set("certificate", self._uplink.alarm)
         self._alarms.set("quick look", self._quick_look()[1])
 
-    def _write_metrics(self) -> None:
+    def _write_metrics(self, report: Report) -> None:
         if self._settings.metrics_file is None:
             return
         from edge_agent.operation.metrics import write_metrics  # for those who want it
 
         try:
-            write_metrics(self._settings.metrics_file, self.report(is_online=bool(self._delivery.broker_url)))
+            write_metrics(self._settings.metrics_file, report)
         except FieldpostError as error:
             self._alarms.set("metrics", f"the metrics file cannot be written: {error}")
         else:

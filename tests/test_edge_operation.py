@@ -134,7 +134,7 @@ def test_options_that_do_not_fit_the_settings_are_refused_rather_than_ignored(
         (["--station", "a", "--broker", "mqtts://a", "--instrument-folder", "cl61"], "NAME=PATH"),
         (["--station", "a", "--broker", "mqtts://a", "--instrument-folder", "x=drop"], "an absolute path"),
         (["--station", "a", "--broker", "mqtts://a", "--instrument-folder", "x=/home/pi/x"], "outside of /home"),
-        (["--station", "a", "--broker", "mqtts://a", "--program", "/root/agent"], "outside of /root"),
+        (["--station", "a", "--broker", "mqtts://a", "--program", "/run/user/1000/agent"], "outside of /run/user"),
         (["--station", "a", "--broker", "mqtts://a", "--config", "station.toml"], "--config to be an absolute path"),
         (["--station", "a", "--broker", "mqtts://a", "--config", "/home/pi/station.toml"], "outside of /home"),
     ],
