@@ -14,6 +14,36 @@ from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
 
 
+class ModelKey(NamedTuple):
+    """Names a model version."""
+
+    analysis: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.analysis}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPackage:
+    """Everything that a worker needs in order to load a model version, wherever it runs.
+
+    Attributes:
+        key: Which.
+        manifest: The TOML of a user's model; empty where it is built in.
+        content: The ONNX file of a user's model; empty where it is built in.
+    """
+
+    key: ModelKey
+    manifest: str = ""
+    content: bytes = field(default=b"", repr=False)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the code of this checkout knows how to load it."""
+        return not self.manifest
+
+
 class WorkItem(NamedTuple):
     """One observation on its way to a worker, its payload as it was stored."""
 

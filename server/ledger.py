@@ -60,7 +60,10 @@ _COLUMNS = (
     "segment_id",
     "segment_offset",
     "stored_bytes",
+    "is_live",
 )
+LIVE_AGE_NANOS = 600 * 10**9
+"""What was captured longer ago than this when it is stored is backlog: it is predicted after what is fresh."""
 
 # Built once: building a statement costs more than running it.
 _HELD = select(observations.c.sequence, observations.c.sha256).where(
@@ -140,13 +143,15 @@ class Ledger:
         segment, offsets = self._segments.append(records)
         segment_id = self._segment_id(connection, segment)
         rows = []
+        now = time.time_ns()
         for (observation, epoch_id, instrument_id), record, offset in zip(new, records, offsets, strict=True):
             header = observation.header
             sequence = header.sequence
-            capture = to_nanos(captured_time(header)) or time.time_ns()
+            capture = to_nanos(captured_time(header)) or now
             measure = to_nanos(header.measure_time) if header.HasField("measure_time") else capture
             facts = (measure, capture, header.payload_bytes, header.sha256)
-            rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record)))
+            is_live = now - capture < LIVE_AGE_NANOS
+            rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record), is_live))
             if sequence > self._last_sequences.get(epoch_id, 0):
                 self._last_sequences[epoch_id] = sequence
         _insert_rows(connection, rows)

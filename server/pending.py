@@ -12,6 +12,7 @@ from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisCard
 from server.jobs import WorkItem
+from server.models.card import ModelKind, ModelState
 from server.segments import Place
 from server.tables import instruments, model_versions, observations, predictions, segments
 
@@ -54,11 +55,15 @@ def activate_models(connection: Connection, cards: list[AnalysisCard]) -> list[A
             is_active = newest[card.name] == card.version
             connection.execute(
                 insert(model_versions).values(
-                    analysis=card.name, version=card.version, is_active=is_active, settled_observation_id=0
+                    analysis=card.name,
+                    version=card.version,
+                    state=ModelState.ACTIVE if is_active else ModelState.READY,
+                    kind=ModelKind.BUILT_IN,
+                    first_active_unix_nanos=0 if is_active else None,
                 )
             )
     by_key = {(card.name, card.version): card for card in cards}
-    rows = connection.execute(select(model_versions).where(model_versions.c.is_active)).all()
+    rows = connection.execute(select(model_versions).where(model_versions.c.state == ModelState.ACTIVE)).all()
     return [
         ActiveModel(row.id, by_key[row.analysis, row.version], row.settled_observation_id)
         for row in rows

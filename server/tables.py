@@ -6,7 +6,7 @@ rounds them.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 # SQLite counts its row ids in the type INTEGER alone; there it has 64 bits anyway.
@@ -57,6 +57,8 @@ class Epoch(SQLModel, table=True):
     id: int | None = Field(default=None, sa_column=_id_column())
     station_id: int = Field(sa_column=_foreign_id("station.id"))
     epoch: str = Field(max_length=32)
+    pruned_ranges: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """A serialized fieldpost.v1.Receipt that has only held_ranges: what was held, archived, and let go here."""
 
 
 class Segment(SQLModel, table=True):
@@ -71,7 +73,8 @@ class Observation(SQLModel, table=True):
 
     __table_args__ = (
         UniqueConstraint("epoch_id", "sequence"),
-        Index("ix_observation_instrument_time", "instrument_id", "measure_unix_nanos"),
+        Index("ix_observation_instrument_time", "instrument_id", "measure_unix_nanos", "id"),
+        Index("ix_observation_segment", "segment_id"),
         {"sqlite_autoincrement": True},  # an id is never used again, not even that of a pruned row
     )
 
@@ -86,6 +89,8 @@ class Observation(SQLModel, table=True):
     segment_id: int = Field(sa_column=_foreign_id("segment.id"))
     segment_offset: int = Field(sa_column=Column(BigInteger, nullable=False))
     stored_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    is_live: bool = False
+    """Whether it was fresh when it was stored: predicted ahead of any backlog."""
 
 
 class ModelVersion(SQLModel, table=True):
@@ -96,9 +101,39 @@ class ModelVersion(SQLModel, table=True):
     id: int | None = Field(default=None, sa_column=_id_column())
     analysis: str = Field(max_length=63)
     version: int
-    is_active: bool
+    state: str = Field(max_length=16)
+    """A server.models.card.ModelState."""
+    kind: str = Field(max_length=16)
+    """A server.models.card.ModelKind."""
+    sha256: str = Field(default="", max_length=64)
+    """Of the ONNX file; empty where it is built in."""
+    content_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, default=0))
+    manifest: str = Field(default="", sa_column=Column(Text, nullable=False, default=""))
+    """TOML, as it was submitted."""
+    provenance: str = Field(default="", sa_column=Column(Text, nullable=False, default=""))
+    submitter: str = Field(default="", max_length=255)
+    submit_unix_nanos: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, default=0))
+    sample: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """A serialized fieldpost.v1.PredictItem on which it was tried."""
+    trial: str = Field(default="", sa_column=Column(Text, nullable=False, default=""))
+    """What the trial measured: a server.models.card.Trial as JSON; empty where it is built in."""
+    restriction: str = Field(default="", sa_column=Column(Text, nullable=False, default=""))
+    """A server.models.card.Restriction as JSON; empty for none."""
+    first_active_unix_nanos: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """None while it never was active: then its predictions are not served."""
     settled_observation_id: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, default=0))
     """No observation up to this one waits for this version: a hint that spares the query the past."""
+
+
+class ModelEvent(SQLModel, table=True):
+    """Something that happened to a model version."""
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    model_version_id: int = Field(sa_column=_foreign_id("modelversion.id"))
+    event_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    state: str = Field(max_length=16)
+    actor: str = Field(max_length=255)
+    reason: str = Field(sa_column=Column(Text, nullable=False))
 
 
 class Prediction(SQLModel, table=True):
@@ -106,7 +141,7 @@ class Prediction(SQLModel, table=True):
 
     __table_args__ = (
         UniqueConstraint("model_version_id", "observation_id"),
-        Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos"),
+        Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos", "id"),
         {"sqlite_autoincrement": True},  # ids are the resume tokens of watchers: never used again
     )
 
@@ -147,5 +182,6 @@ epochs = _tables["epoch"]
 segments = _tables["segment"]
 observations = _tables["observation"]
 model_versions = _tables["modelversion"]
+model_events = _tables["modelevent"]
 predictions = _tables["prediction"]
 bags = _tables["bag"]

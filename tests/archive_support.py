@@ -109,7 +109,7 @@ def _model_row_id(store: Store, analysis: str, version: int) -> int:
     with store.read() as connection:
         found = connection.scalar(query)
     if found is None:
-        row = {"analysis": analysis, "version": version, "is_active": True, "settled_observation_id": 0}
+        row = {"analysis": analysis, "version": version, "state": "active", "kind": "built-in"}
         found = store.write(
             lambda connection: connection.execute(
                 insert(model_versions).values(**row).returning(model_versions.c.id)

@@ -26,7 +26,7 @@ from fieldpost.v1 import observation_pb2 as fieldpost_dot_v1_dot_observation__pb
 from fieldpost.v1 import receipt_pb2 as fieldpost_dot_v1_dot_receipt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fieldpost/v1/ingest_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1e\x66ieldpost/v1/observation.proto\x1a\x1a\x66ieldpost/v1/receipt.proto\"3\n\x0bSendRequest\x12$\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x14.fieldpost.v1.Bundle\"6\n\x0cSendResponse\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.fieldpost.v1.Receipt2K\n\x06Ingest\x12\x41\n\x04Send\x12\x19.fieldpost.v1.SendRequest\x1a\x1a.fieldpost.v1.SendResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fieldpost/v1/ingest_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1e\x66ieldpost/v1/observation.proto\x1a\x1a\x66ieldpost/v1/receipt.proto\"3\n\x0bSendRequest\x12$\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x14.fieldpost.v1.Bundle\"6\n\x0cSendResponse\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.fieldpost.v1.Receipt\"o\n\rUploadRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.fieldpost.v1.UploadStartH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.fieldpost.v1.UploadChunkH\x00\x42\x06\n\x04part\"U\n\x0bUploadStart\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.fieldpost.v1.ObservationHeader\x12\x15\n\rencoded_bytes\x18\x02 \x01(\x03\"4\n\x0bUploadChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"L\n\x0eUploadResponse\x12\x12\n\nheld_bytes\x18\x01 \x01(\x03\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.fieldpost.v1.Receipt2\x94\x01\n\x06Ingest\x12\x41\n\x04Send\x12\x19.fieldpost.v1.SendRequest\x1a\x1a.fieldpost.v1.SendResponse(\x01\x30\x01\x12G\n\x06Upload\x12\x1b.fieldpost.v1.UploadRequest\x1a\x1c.fieldpost.v1.UploadResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDREQUEST']._serialized_end=162
   _globals['_SENDRESPONSE']._serialized_start=164
   _globals['_SENDRESPONSE']._serialized_end=218
-  _globals['_INGEST']._serialized_start=220
-  _globals['_INGEST']._serialized_end=295
+  _globals['_UPLOADREQUEST']._serialized_start=220
+  _globals['_UPLOADREQUEST']._serialized_end=331
+  _globals['_UPLOADSTART']._serialized_start=333
+  _globals['_UPLOADSTART']._serialized_end=418
+  _globals['_UPLOADCHUNK']._serialized_start=420
+  _globals['_UPLOADCHUNK']._serialized_end=472
+  _globals['_UPLOADRESPONSE']._serialized_start=474
+  _globals['_UPLOADRESPONSE']._serialized_end=550
+  _globals['_INGEST']._serialized_start=553
+  _globals['_INGEST']._serialized_end=701
 # @@protoc_insertion_point(module_scope)

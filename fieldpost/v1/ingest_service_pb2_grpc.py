@@ -40,6 +40,11 @@ class IngestStub:
                 request_serializer=fieldpost_dot_v1_dot_ingest__service__pb2.SendRequest.SerializeToString,
                 response_deserializer=fieldpost_dot_v1_dot_ingest__service__pb2.SendResponse.FromString,
                 _registered_method=True)
+        self.Upload = channel.stream_stream(
+                '/fieldpost.v1.Ingest/Upload',
+                request_serializer=fieldpost_dot_v1_dot_ingest__service__pb2.UploadRequest.SerializeToString,
+                response_deserializer=fieldpost_dot_v1_dot_ingest__service__pb2.UploadResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServicer:
@@ -55,6 +60,16 @@ class IngestServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upload(self, request_iterator, context):
+        """Takes one observation too large for a message, for example a CT volume, in pieces. The caller sends the header; the
+        server answers how many bytes of the encoded payload it has on its disk already; the caller sends the rest from
+        there. An upload that broke off is resumed by calling again with the same header. The last answer is the receipt,
+        given after length and SHA-256 were checked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +77,11 @@ def add_IngestServicer_to_server(servicer, server):
                     servicer.Send,
                     request_deserializer=fieldpost_dot_v1_dot_ingest__service__pb2.SendRequest.FromString,
                     response_serializer=fieldpost_dot_v1_dot_ingest__service__pb2.SendResponse.SerializeToString,
+            ),
+            'Upload': grpc.stream_stream_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=fieldpost_dot_v1_dot_ingest__service__pb2.UploadRequest.FromString,
+                    response_serializer=fieldpost_dot_v1_dot_ingest__service__pb2.UploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +112,33 @@ class Ingest:
             '/fieldpost.v1.Ingest/Send',
             fieldpost_dot_v1_dot_ingest__service__pb2.SendRequest.SerializeToString,
             fieldpost_dot_v1_dot_ingest__service__pb2.SendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fieldpost.v1.Ingest/Upload',
+            fieldpost_dot_v1_dot_ingest__service__pb2.UploadRequest.SerializeToString,
+            fieldpost_dot_v1_dot_ingest__service__pb2.UploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

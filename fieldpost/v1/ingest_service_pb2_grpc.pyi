@@ -38,6 +38,12 @@ class IngestStub:
     order of the requests. Send several bundles before waiting: that is what makes it fast. A caller that stops
     reading receipts is slowed down, never dropped.
     """
+    Upload: _grpc.StreamStreamMultiCallable[_ingest_service_pb2.UploadRequest, _ingest_service_pb2.UploadResponse]
+    """Takes one observation too large for a message, for example a CT volume, in pieces. The caller sends the header; the
+    server answers how many bytes of the encoded payload it has on its disk already; the caller sends the rest from
+    there. An upload that broke off is resumed by calling again with the same header. The last answer is the receipt,
+    given after length and SHA-256 were checked.
+    """
 
 @_typing.type_check_only
 class IngestAsyncStub(IngestStub):
@@ -48,6 +54,12 @@ class IngestAsyncStub(IngestStub):
     """Takes bundles and answers each with a receipt once its observations are on the server's disk. Answers come in the
     order of the requests. Send several bundles before waiting: that is what makes it fast. A caller that stops
     reading receipts is slowed down, never dropped.
+    """
+    Upload: _aio.StreamStreamMultiCallable[_ingest_service_pb2.UploadRequest, _ingest_service_pb2.UploadResponse]  # type: ignore[assignment]
+    """Takes one observation too large for a message, for example a CT volume, in pieces. The caller sends the header; the
+    server answers how many bytes of the encoded payload it has on its disk already; the caller sends the rest from
+    there. An upload that broke off is resumed by calling again with the same header. The last answer is the receipt,
+    given after length and SHA-256 were checked.
     """
 
 class IngestServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +74,18 @@ class IngestServicer(metaclass=_abc_1.ABCMeta):
         """Takes bundles and answers each with a receipt once its observations are on the server's disk. Answers come in the
         order of the requests. Send several bundles before waiting: that is what makes it fast. A caller that stops
         reading receipts is slowed down, never dropped.
+        """
+
+    @_abc_1.abstractmethod
+    def Upload(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_service_pb2.UploadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.UploadResponse], _abc.AsyncIterator[_ingest_service_pb2.UploadResponse]]:
+        """Takes one observation too large for a message, for example a CT volume, in pieces. The caller sends the header; the
+        server answers how many bytes of the encoded payload it has on its disk already; the caller sends the rest from
+        there. An upload that broke off is resumed by calling again with the same header. The last answer is the receipt,
+        given after length and SHA-256 were checked.
         """
 
 def add_IngestServicer_to_server(servicer: IngestServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -112,6 +112,7 @@ class Variable(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    FLAG_MEANINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """CF standard name where there is one, else a name in the same manner, for example
     "atmosphere_boundary_layer_thickness".
@@ -122,16 +123,21 @@ class Variable(_message.Message):
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One value for each sample; NaN where missing."""
 
+    @_builtins.property
+    def flag_meanings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the values are numbers of classes: what 0, 1, 2 and so on mean, as CF's flag_meanings does. Empty elsewhere."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         unit: _builtins.str = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
+        flag_meanings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "unit", b"unit", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag_meanings", b"flag_meanings", "name", b"name", "unit", b"unit", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

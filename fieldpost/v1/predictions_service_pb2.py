@@ -26,7 +26,7 @@ from fieldpost.v1 import prediction_pb2 as fieldpost_dot_v1_dot_prediction__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fieldpost/v1/predictions_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1d\x66ieldpost/v1/prediction.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\x16ListPredictionsRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\x10\n\x08\x61nalysis\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x05\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"a\n\x17ListPredictionsResponse\x12-\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x18.fieldpost.v1.Prediction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x01\n\x17WatchPredictionsRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\x10\n\x08\x61nalysis\x18\x03 \x01(\t\x12 \n\x13\x61\x66ter_prediction_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_after_prediction_id\"e\n\x18WatchPredictionsResponse\x12-\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x18.fieldpost.v1.Prediction\x12\x1a\n\x12seen_prediction_id\x18\x02 \x01(\x03\x32\xbc\x01\n\x0bPredictions\x12S\n\x04List\x12$.fieldpost.v1.ListPredictionsRequest\x1a%.fieldpost.v1.ListPredictionsResponse\x12X\n\x05Watch\x12%.fieldpost.v1.WatchPredictionsRequest\x1a&.fieldpost.v1.WatchPredictionsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fieldpost/v1/predictions_service.proto\x12\x0c\x66ieldpost.v1\x1a\x1d\x66ieldpost/v1/prediction.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\x16ListPredictionsRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\x10\n\x08\x61nalysis\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x05\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"a\n\x17ListPredictionsResponse\x12-\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x18.fieldpost.v1.Prediction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x01\n\x17WatchPredictionsRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\x10\n\x08\x61nalysis\x18\x03 \x01(\t\x12 \n\x13\x61\x66ter_prediction_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x16\n\x14_after_prediction_id\"e\n\x18WatchPredictionsResponse\x12-\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x18.fieldpost.v1.Prediction\x12\x1a\n\x12seen_prediction_id\x18\x02 \x01(\x03\"N\n\x18StreamPredictionsRequest\x12\x32\n\x04list\x18\x01 \x01(\x0b\x32$.fieldpost.v1.ListPredictionsRequest\"c\n\x19StreamPredictionsResponse\x12-\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x18.fieldpost.v1.Prediction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x17RetryPredictionsRequest\x12\x0f\n\x07station\x18\x01 \x01(\t\x12\x12\n\ninstrument\x18\x02 \x01(\t\x12\x10\n\x08\x61nalysis\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\x05\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x18RetryPredictionsResponse\x12\x13\n\x0bretry_count\x18\x01 \x01(\x03\x32\xf1\x02\n\x0bPredictions\x12S\n\x04List\x12$.fieldpost.v1.ListPredictionsRequest\x1a%.fieldpost.v1.ListPredictionsResponse\x12X\n\x05Watch\x12%.fieldpost.v1.WatchPredictionsRequest\x1a&.fieldpost.v1.WatchPredictionsResponse0\x01\x12[\n\x06Stream\x12&.fieldpost.v1.StreamPredictionsRequest\x1a\'.fieldpost.v1.StreamPredictionsResponse0\x01\x12V\n\x05Retry\x12%.fieldpost.v1.RetryPredictionsRequest\x1a&.fieldpost.v1.RetryPredictionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHPREDICTIONSREQUEST']._serialized_end=596
   _globals['_WATCHPREDICTIONSRESPONSE']._serialized_start=598
   _globals['_WATCHPREDICTIONSRESPONSE']._serialized_end=699
-  _globals['_PREDICTIONS']._serialized_start=702
-  _globals['_PREDICTIONS']._serialized_end=890
+  _globals['_STREAMPREDICTIONSREQUEST']._serialized_start=701
+  _globals['_STREAMPREDICTIONSREQUEST']._serialized_end=779
+  _globals['_STREAMPREDICTIONSRESPONSE']._serialized_start=781
+  _globals['_STREAMPREDICTIONSRESPONSE']._serialized_end=880
+  _globals['_RETRYPREDICTIONSREQUEST']._serialized_start=883
+  _globals['_RETRYPREDICTIONSREQUEST']._serialized_end=1080
+  _globals['_RETRYPREDICTIONSRESPONSE']._serialized_start=1082
+  _globals['_RETRYPREDICTIONSRESPONSE']._serialized_end=1129
+  _globals['_PREDICTIONS']._serialized_start=1132
+  _globals['_PREDICTIONS']._serialized_end=1501
 # @@protoc_insertion_point(module_scope)

@@ -167,3 +167,123 @@ class WatchPredictionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchPredictionsResponse: _TypeAlias = WatchPredictionsResponse  # noqa: Y015
+
+@_typing.final
+class StreamPredictionsRequest(_message.Message):
+    """Which predictions to stream: those of a list, whose page_size is not looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def list(self) -> Global___ListPredictionsRequest:
+        """Which; its page_token is next_page_token of the last message that came, or empty."""
+
+    def __init__(
+        self,
+        *,
+        list: Global___ListPredictionsRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list", b"list"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamPredictionsRequest: _TypeAlias = StreamPredictionsRequest  # noqa: Y015
+
+@_typing.final
+class StreamPredictionsResponse(_message.Message):
+    """Some of the predictions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on after this message, should the stream break off."""
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Prediction]:
+        """The predictions."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[_prediction_pb2.Prediction] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "predictions", b"predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamPredictionsResponse: _TypeAlias = StreamPredictionsResponse  # noqa: Y015
+
+@_typing.final
+class RetryPredictionsRequest(_message.Message):
+    """Which failures to forget. Every field left out matches all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATION_FIELD_NUMBER: _builtins.int
+    INSTRUMENT_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    station: _builtins.str
+    """Only this station."""
+    instrument: _builtins.str
+    """Only this instrument; needs station."""
+    analysis: _builtins.str
+    """The analysis; has to be given."""
+    model_version: _builtins.int
+    """Only this model version; 0 for all."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only observations measured at or after this instant."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only observations measured before this instant."""
+
+    def __init__(
+        self,
+        *,
+        station: _builtins.str = ...,
+        instrument: _builtins.str = ...,
+        analysis: _builtins.str = ...,
+        model_version: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "end_time", b"end_time", "instrument", b"instrument", "model_version", b"model_version", "start_time", b"start_time", "station", b"station"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryPredictionsRequest: _TypeAlias = RetryPredictionsRequest  # noqa: Y015
+
+@_typing.final
+class RetryPredictionsResponse(_message.Message):
+    """What was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    retry_count: _builtins.int
+    """Failures that were forgotten."""
+    def __init__(
+        self,
+        *,
+        retry_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_count", b"retry_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryPredictionsResponse: _TypeAlias = RetryPredictionsResponse  # noqa: Y015

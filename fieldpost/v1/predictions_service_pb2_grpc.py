@@ -45,6 +45,16 @@ class PredictionsStub:
                 request_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsRequest.SerializeToString,
                 response_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsResponse.FromString,
                 _registered_method=True)
+        self.Stream = channel.unary_stream(
+                '/fieldpost.v1.Predictions/Stream',
+                request_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsRequest.SerializeToString,
+                response_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsResponse.FromString,
+                _registered_method=True)
+        self.Retry = channel.unary_unary(
+                '/fieldpost.v1.Predictions/Retry',
+                request_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsRequest.SerializeToString,
+                response_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionsServicer:
@@ -66,6 +76,20 @@ class PredictionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stream(self, request, context):
+        """Streams predictions in the order of List, page after page. A caller that stops reading is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retry(self, request, context):
+        """Forgets failures, so that their observations are predicted again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +102,16 @@ def add_PredictionsServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsRequest.FromString,
                     response_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsResponse.SerializeToString,
+            ),
+            'Stream': grpc.unary_stream_rpc_method_handler(
+                    servicer.Stream,
+                    request_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsRequest.FromString,
+                    response_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsResponse.SerializeToString,
+            ),
+            'Retry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retry,
+                    request_deserializer=fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsRequest.FromString,
+                    response_serializer=fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +169,60 @@ class Predictions:
             '/fieldpost.v1.Predictions/Watch',
             fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsRequest.SerializeToString,
             fieldpost_dot_v1_dot_predictions__service__pb2.WatchPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fieldpost.v1.Predictions/Stream',
+            fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsRequest.SerializeToString,
+            fieldpost_dot_v1_dot_predictions__service__pb2.StreamPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fieldpost.v1.Predictions/Retry',
+            fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsRequest.SerializeToString,
+            fieldpost_dot_v1_dot_predictions__service__pb2.RetryPredictionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class PredictionsStub:
     """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
     watch has begun: what is made after that is not missed.
     """
+    Stream: _grpc.UnaryStreamMultiCallable[_predictions_service_pb2.StreamPredictionsRequest, _predictions_service_pb2.StreamPredictionsResponse]
+    """Streams predictions in the order of List, page after page. A caller that stops reading is waited for."""
+    Retry: _grpc.UnaryUnaryMultiCallable[_predictions_service_pb2.RetryPredictionsRequest, _predictions_service_pb2.RetryPredictionsResponse]
+    """Forgets failures, so that their observations are predicted again."""
 
 @_typing.type_check_only
 class PredictionsAsyncStub(PredictionsStub):
@@ -51,6 +55,10 @@ class PredictionsAsyncStub(PredictionsStub):
     """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
     watch has begun: what is made after that is not missed.
     """
+    Stream: _aio.UnaryStreamMultiCallable[_predictions_service_pb2.StreamPredictionsRequest, _predictions_service_pb2.StreamPredictionsResponse]  # type: ignore[assignment]
+    """Streams predictions in the order of List, page after page. A caller that stops reading is waited for."""
+    Retry: _aio.UnaryUnaryMultiCallable[_predictions_service_pb2.RetryPredictionsRequest, _predictions_service_pb2.RetryPredictionsResponse]  # type: ignore[assignment]
+    """Forgets failures, so that their observations are predicted again."""
 
 class PredictionsServicer(metaclass=_abc_1.ABCMeta):
     """Serves predictions."""
@@ -72,5 +80,21 @@ class PredictionsServicer(metaclass=_abc_1.ABCMeta):
         """Streams predictions as they are made, in the order of prediction_id, each once. Initial metadata is sent when the
         watch has begun: what is made after that is not missed.
         """
+
+    @_abc_1.abstractmethod
+    def Stream(
+        self,
+        request: _predictions_service_pb2.StreamPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_predictions_service_pb2.StreamPredictionsResponse], _abc.AsyncIterator[_predictions_service_pb2.StreamPredictionsResponse]]:
+        """Streams predictions in the order of List, page after page. A caller that stops reading is waited for."""
+
+    @_abc_1.abstractmethod
+    def Retry(
+        self,
+        request: _predictions_service_pb2.RetryPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_predictions_service_pb2.RetryPredictionsResponse, _abc.Awaitable[_predictions_service_pb2.RetryPredictionsResponse]]:
+        """Forgets failures, so that their observations are predicted again."""
 
 def add_PredictionsServicer_to_server(servicer: PredictionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

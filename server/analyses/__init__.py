@@ -48,11 +48,13 @@ class AnalysisVariable:
         name: CF standard name where there is one.
         unit: UDUNITS string.
         values: (samples,), float32; NaN where missing.
+        flag_meanings: Where the values are numbers of classes, what 0, 1, 2 and so on mean.
     """
 
     name: str
     unit: str
     values: NDArray[np.float32]
+    flag_meanings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
