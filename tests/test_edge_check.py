@@ -28,7 +28,7 @@ from edge_agent.operation.check import check_station
 from edge_agent.operation.check_brokers import call_brokers
 from edge_agent.operation.check_disk import buffer_facts, bytes_per_day, disk_facts, is_locked, last_captures
 from edge_agent.operation.check_ports import port_problem
-from edge_agent.operation.findings import BufferFacts, DiskFacts, Finding, judge_buffer, judge_clock, judge_disk
+from edge_agent.operation.findings import BufferFacts, DiskFacts, judge_buffer, judge_clock, judge_disk
 from edge_agent.operation.findings_around import (
     AgentFacts,
     BrokerFacts,
@@ -41,6 +41,7 @@ from edge_agent.operation.findings_around import (
 from edge_agent.operation.privileges import may_use
 from edge_agent.settings import AgentSettings, load_settings
 from edge_agent.source_settings import TcpClientSettings, TcpServerSettings, UdpSettings
+from fieldpost.findings import Finding
 from fieldpost.v1 import observation_pb2
 
 NOW_UNIX_S = 1_795_000_000.0

@@ -11,7 +11,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,13 +71,11 @@ def check(options: argparse.Namespace) -> int:
     for finding in check_station(options.config, os.environ):
         findings.append(finding)
         if not options.json:
-            _print(f"{finding.level:4}  {finding.subject}: {finding.text}")
-            if finding.hint:
-                _print(f"      -> {finding.hint}")
+            _print("\n".join(finding.lines()))
     failed = sum(finding.level == "FAIL" for finding in findings)
     warned = sum(finding.level == "WARN" for finding in findings)
     if options.json:
-        _print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        _print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:
         _print(f"\n{count(failed, 'thing')} wrong, {warned:,} to look at, {len(findings) - failed - warned:,} good")
     return EXIT_FAILED if failed else 0

@@ -21,7 +21,7 @@ from edge_agent.control import SOCKET_NAME, ask
 from edge_agent.link.certificate_facts import read_facts
 from edge_agent.operation.check_disk import buffer_facts, disk_facts, is_locked, last_captures
 from edge_agent.operation.check_ports import port_problem
-from edge_agent.operation.findings import Finding, judge_buffer, judge_clock, judge_disk
+from edge_agent.operation.findings import judge_buffer, judge_clock, judge_disk
 from edge_agent.operation.findings_around import (
     AgentFacts,
     InstrumentFacts,
@@ -45,6 +45,7 @@ from edge_agent.source_settings import (
     UdpSettings,
 )
 from fieldpost.errors import FieldpostError, RejectedError
+from fieldpost.findings import Finding
 from fieldpost.v1 import command_pb2
 from fieldpost.v1 import observation_pb2 as pb
 

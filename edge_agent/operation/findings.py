@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from edge_agent.link.certificate_facts import SOFTWARE_UNIX_S, day
 from edge_agent.operation.words import DAY_S, count, size, span
+from fieldpost.findings import Finding
 
-Level = Literal["OK", "WARN", "FAIL"]
 _FORGETS_AT_REBOOT = {"tmpfs", "ramfs", "overlay"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the check.
-
-    Attributes:
-        level: FAIL where something does not work, WARN where it will not for long, or may not.
-        subject: What was looked at.
-        text: What was found.
-        hint: What to do; empty where there is nothing to do.
-    """
-
-    level: Level
-    subject: str
-    text: str
-    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
