@@ -30,11 +30,11 @@ from edge_agent.operation.install_texts import SERVICE, folders_text, service_te
 from edge_agent.operation.metrics import exposition, write_metrics
 from edge_agent.operation.notify import Notifier
 from edge_agent.operation.status_text import Presence, status_page
-from edge_agent.operation.words import count, size, span
 from edge_agent.report import InstrumentReport, Report, to_dict
 from edge_agent.settings import load_settings, parse_settings
 from edge_agent.storage.day_file import DayFile
 from fieldpost.v1 import observation_pb2
+from fieldpost.words import count, size, span
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW_UNIX_S = 1_795_000_000.0

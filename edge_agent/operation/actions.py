@@ -18,10 +18,10 @@ from typing import Any
 from edge_agent.control import ANSWER_TIMEOUT_S, SOCKET_NAME, ask
 from edge_agent.operation.privileges import become_owner_of
 from edge_agent.operation.status_text import Presence, status_page
-from edge_agent.operation.words import count, size, tree
 from edge_agent.settings import AgentSettings, load_settings
 from fieldpost.errors import InvalidRequestError, RejectedError, TryAgainError
 from fieldpost.v1 import command_pb2
+from fieldpost.words import count, size, tree
 
 EXIT_FAILED = 1
 ASK_TIMEOUT_S = 20.0

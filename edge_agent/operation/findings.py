@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge_agent.link.certificate_facts import SOFTWARE_UNIX_S, day
-from edge_agent.operation.words import DAY_S, count, size, span
 from fieldpost.findings import Finding
+from fieldpost.words import DAY_S, count, size, span
 
 _FORGETS_AT_REBOOT = {"tmpfs", "ramfs", "overlay"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "9p"}

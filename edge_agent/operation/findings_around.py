@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.link.certificate_facts import CertificateFacts, certificate_alarm, day
-from edge_agent.operation.words import span
 from fieldpost.findings import Finding
+from fieldpost.words import span
 
 FIRST_FREE_PORT = 1024
 

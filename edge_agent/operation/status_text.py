@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from edge_agent.operation.words import DAY_S, count, size, span, table
+from fieldpost.words import DAY_S, count, size, span, table
 
 STALE_S = 150.0
 """The agent writes status.json every half minute; what is older than this was left by one that is gone."""
