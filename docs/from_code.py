@@ -5,7 +5,8 @@ A document has places for the help, which this fills again and again:
     <!-- begin: fieldpost predictions --help -->
     <!-- end -->
 
-docs/settings.md is made as a whole. Knows no command and no setting by name: commands are those of pyproject.toml.
+docs/settings.md and docs/metrics.md are made as wholes. Knows no command and no setting by name: commands are those
+of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def generate_docs() -> dict[Path, bytes]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     fresh = {page: fill(page.name, page.read_text("utf-8")).encode() for page in pages}
     fresh[ROOT / "docs" / "settings.md"] = settings_page().encode()
+    fresh[ROOT / "docs" / "metrics.md"] = _metrics_page().encode()
     return fresh
 
 
@@ -73,6 +75,12 @@ def _help(page: str, command: str) -> str:
     if done.returncode != 0:
         sys.exit(f"{page}: `{command}` failed with status {done.returncode}:\n{done.stderr}")
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines()) + "\n"
+
+
+def _metrics_page() -> str:
+    from server.operation.metrics import metrics_page
+
+    return metrics_page()
 
 
 def settings_page() -> str:
