@@ -15,6 +15,7 @@ from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.instants import is_storable
+from server.segments import Place
 
 SEQUENCE_MAX = 2**53
 """Nobody counts so far; a larger sequence is a broken station."""
@@ -29,6 +30,8 @@ class CheckedBundle:
     sound: list[pb.Observation]
     rejections: list[tuple[str, receipt_pb2.Rejection]]
     """(instrument, rejection) of those that are not sound."""
+    place: Place | None = None
+    """Where the record of its one observation lies already, which then is here without its payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
                 f"but sequence {header.sequence} is of ({header.station[:80]}, {header.epoch[:80]})",
                 hint="send one bundle a station",
             )
-        rejection = _check_header(header, len(observation.payload), payload_bytes_max)
+        rejection = check_header(header, len(observation.payload), payload_bytes_max)
         if rejection is None:
             plausible.append(observation)
         else:
@@ -78,9 +81,10 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
     return checked
 
 
-def _check_header(
+def check_header(
     header: pb.ObservationHeader, stored_bytes: int, payload_bytes_max: int
 ) -> receipt_pb2.Rejection | None:
+    """What is wrong with a header by itself, its station and epoch set aside; None where nothing is."""
     if not 1 <= header.sequence <= SEQUENCE_MAX:
         return reject(
             header, receipt_pb2.REJECTION_REASON_INVALID, "expected a sequence from 1 upward, but got this one"
@@ -104,14 +108,19 @@ def _check_header(
     return None
 
 
-def judge(header: pb.ObservationHeader, *, is_registered: bool, held_sha256: bytes | None) -> Judgement:
+def judge(
+    header: pb.ObservationHeader, *, is_registered: bool, held_sha256: bytes | None, is_pruned: bool = False
+) -> Judgement:
     """Decides what becomes of a sound observation.
 
     Args:
         header: Its header.
         is_registered: Whether its instrument is in the registry.
         held_sha256: The SHA-256 that is held under the same identity; None where nothing is.
+        is_pruned: Whether it was held once, and is in the archive alone now: promised again, as it was.
     """
+    if is_pruned:
+        return DUPLICATE
     if held_sha256 is not None:
         if held_sha256 == header.sha256:
             return DUPLICATE

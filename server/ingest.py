@@ -16,12 +16,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from fieldpost.errors import FieldpostError, OverloadedError, TryAgainError
+from fieldpost.names import check_epoch, check_name
+from fieldpost.v1 import capacity_service_pb2, receipt_pb2
 from fieldpost.v1 import observation_pb2 as pb
-from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, check_bundle
 from server.bounded import BoundedQueue
 from server.ledger import BundleOutcome, InstrumentCounts, Ledger
+from server.operation.observer import Observer
+from server.recent_count import RecentCount
 from server.repeats import Repeats
+from server.segments import Place
 from server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class _Submitted:
 
     bundle: pb.Bundle | None
     future: Future[receipt_pb2.Receipt] = field(default_factory=Future)
+    arrival_unix_nanos: int = field(default_factory=time.time_ns)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class _Group:
 
     bundles: list[CheckedBundle] = field(default_factory=list)
     futures: list[Future[receipt_pb2.Receipt]] = field(default_factory=list)
+    arrivals_unix_nanos: list[int] = field(default_factory=list)
     observation_count: int = 0
 
 
@@ -58,9 +64,18 @@ class Ingest:
         store: Where observations go.
         payload_bytes_max: Larger observations are refused.
         on_stored: Called from the writer's thread after a commit that stored something; must return at once.
+        observer: Told of each bundle that is on the disk; None where nobody looks.
     """
 
-    def __init__(self, store: Store, *, payload_bytes_max: int, on_stored: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        payload_bytes_max: int,
+        on_stored: Callable[[], None],
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer
         self._store = store
         self._payload_bytes_max = payload_bytes_max
         self._on_stored = on_stored
@@ -70,6 +85,9 @@ class Ingest:
         self._repeats = Repeats()
         self.counts: dict[tuple[str, str], InstrumentCounts] = {}
         """By (station, instrument), since the server started."""
+        self._lock = threading.Lock()  # of the figures below
+        self._waiting_count = self._waiting_bytes = 0
+        self._last_minute = RecentCount(60)
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._thread.start()
 
@@ -83,13 +101,48 @@ class Ingest:
         Raises:
             OverloadedError: The queue stayed full for timeout_s.
         """
-        submitted = _Submitted(bundle)
-        if not self._queue.put(submitted, bundle.ByteSize(), timeout_s):
+        submitted, size_bytes = _Submitted(bundle), bundle.ByteSize()
+        if not self._queue.put(submitted, size_bytes, timeout_s):
             raise OverloadedError(
                 f"the queue before the disk is full, and took nothing in {timeout_s:g} s",
                 hint="send again later; what has no receipt is not held",
             )
+        self._wait(1, size_bytes)
+        submitted.future.add_done_callback(lambda _: self._wait(-1, -size_bytes))
         return submitted.future
+
+    def submit_record(self, header: pb.ObservationHeader, place: Place) -> Future[receipt_pb2.Receipt]:
+        """Takes an observation whose record lies in a segment already, durable, its payload checked by the caller.
+
+        Returns:
+            As submit() does. Where the receipt calls it a duplicate or rejects it, no row points to the record.
+
+        Raises:
+            InvalidObservationError: Its station or epoch is none.
+        """
+        station, epoch = check_name("station", header.station), check_epoch(header.epoch)
+        checked = CheckedBundle(station, epoch, [pb.Observation(header=header)], [], place)
+        future: Future[receipt_pb2.Receipt] = Future()
+        self._commit(_Group([checked], [future], [time.time_ns()], 1))
+        return future
+
+    def load(self) -> capacity_service_pb2.IngestLoad:
+        """What comes in, and what waits."""
+        counts = list(self.counts.values())
+        with self._lock:
+            return capacity_service_pb2.IngestLoad(
+                stored_count=sum(each.stored for each in counts),
+                duplicate_count=sum(each.duplicates for each in counts),
+                rejected_count=sum(each.rejected for each in counts),
+                last_minute_count=self._last_minute.total(time.monotonic()),
+                waiting_bundle_count=self._waiting_count,
+                waiting_bytes=self._waiting_bytes,
+            )
+
+    def _wait(self, bundle_count: int, size_bytes: int) -> None:
+        with self._lock:
+            self._waiting_count += bundle_count
+            self._waiting_bytes += size_bytes
 
     def close(self) -> None:
         """Takes nothing more, and returns when all that was taken has its receipt."""
@@ -107,21 +160,22 @@ class Ingest:
                 if submitted.bundle is None:
                     is_open = False
                     break
-                self._check_into(group, submitted.bundle, submitted.future)
+                self._check_into(group, submitted.bundle, submitted)
                 if group.observation_count >= GROUP_OBSERVATIONS_MAX:
                     break
                 submitted = self._queue.take(wait=False)
             if group.bundles:
                 self._commit(group)
 
-    def _check_into(self, group: _Group, bundle: pb.Bundle, future: Future[receipt_pb2.Receipt]) -> None:
+    def _check_into(self, group: _Group, bundle: pb.Bundle, submitted: _Submitted) -> None:
         try:
             checked = check_bundle(bundle, self._payload_bytes_max)
         except Exception as error:  # whatever a bundle can break concerns its sender, and nobody who waits behind it
-            future.set_exception(error)
+            submitted.future.set_exception(error)
             return
         group.bundles.append(checked)
-        group.futures.append(future)
+        group.futures.append(submitted.future)
+        group.arrivals_unix_nanos.append(submitted.arrival_unix_nanos)
         group.observation_count += len(bundle.observations)
 
     def _commit(self, group: _Group) -> None:
@@ -143,9 +197,15 @@ class Ingest:
             return
         for bundle, outcome in zip(group.bundles, done.result(), strict=True):
             self._count(bundle, outcome)
-        self._on_stored()
+        stored_count = sum(each.stored for outcome in done.result() for each in outcome.counts.values())
+        with self._lock:
+            self._last_minute.add(stored_count, time.monotonic())
+        if stored_count:
+            self._on_stored()
         for future, outcome in zip(group.futures, done.result(), strict=True):
             future.set_result(outcome.receipt)
+        if self._observer is not None:
+            self._observer.note_stored((each.sound for each in group.bundles), group.arrivals_unix_nanos)
 
     def _count(self, bundle: CheckedBundle, outcome: BundleOutcome) -> None:
         for instrument, now in outcome.counts.items():

@@ -1,7 +1,7 @@
 """Writes observations into the store: which are new, where their bytes go, which rows are made.
 
 Runs inside a transaction of the store's writer, in its thread alone, so that what it looks up cannot change before
-it has written.
+it has written. Between two transactions another process may have written; what it remembers takes that into account.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Dialect, Table, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, case, func, insert, select, update
 
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.admission import CheckedBundle, judge, write_receipt
 from server.instants import captured_time, to_nanos
-from server.segments import SegmentWriter
+from server.observation_rows import ObservationRow, insert_observations, read_insert_mark
+from server.segments import Place, SegmentWriter
 from server.tables import epochs, instruments, observations, segments, stations
 
 
@@ -47,21 +47,20 @@ class _New(NamedTuple):
     observation: pb.Observation
     epoch_id: int
     instrument_id: int
+    place: Place | None
+    """Where its record lies already; None where it is still to be appended."""
 
 
-_COLUMNS = (
-    "epoch_id",
-    "sequence",
-    "instrument_id",
-    "measure_unix_nanos",
-    "capture_unix_nanos",
-    "payload_bytes",
-    "sha256",
-    "segment_id",
-    "segment_offset",
-    "stored_bytes",
-    "is_live",
-)
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What of a bundle's identities was held before this group."""
+
+    sha256: dict[int, bytes]
+    """By sequence."""
+    pruned: RangeSet
+    """Sequences that were held, archived, and let go here; their SHA-256 went with them."""
+
+
 LIVE_AGE_NANOS = 600 * 10**9
 """What was captured longer ago than this when it is stored is backlog: it is predicted after what is fresh."""
 
@@ -83,25 +82,33 @@ _COUNT = (
 
 
 class Ledger:
-    """Writes bundles; remembers the row ids of names between transactions."""
+    """Writes bundles; remembers the row ids of names, and the last sequence of each epoch, between transactions."""
 
     def __init__(self, segments: SegmentWriter) -> None:
         self._segments = segments
         self._ids: dict[tuple[str, ...], int] = {}
+        self._segment = ("", 0)
         self._last_sequences: dict[int, int] = {}
+        self._insert_mark: object = None
 
     def forget(self) -> None:
         """Forgets all ids: a transaction that made some was undone."""
         self._ids.clear()
+        self._segment = ("", 0)
         self._last_sequences.clear()
 
     def write(self, connection: Connection, bundles: Sequence[CheckedBundle]) -> list[BundleOutcome]:
         """Writes what is new of these bundles; returns the outcome of each, true once the transaction is committed."""
+        insert_mark = read_insert_mark(connection)
+        if insert_mark != self._insert_mark:
+            self._last_sequences.clear()  # another process stored something
         new: list[_New] = []
         in_group: dict[tuple[int, int], bytes] = {}
         outcomes = [self._judge(connection, bundle, new, in_group) for bundle in bundles]
         if new:
             self._insert(connection, new)
+            insert_mark = read_insert_mark(connection)
+        self._insert_mark = insert_mark
         return outcomes
 
     def _judge(
@@ -121,8 +128,12 @@ class Ledger:
             header = observation.header
             sequence, instrument = header.sequence, header.instrument
             instrument_id = self._instrument_id(connection, bundle.station, instrument)
-            held_sha256 = in_group.get((epoch_id, sequence)) or before.get(sequence) if epoch_id is not None else None
-            judgement = judge(header, is_registered=instrument_id is not None, held_sha256=held_sha256)
+            judgement = judge(
+                header,
+                is_registered=instrument_id is not None,
+                held_sha256=in_group.get((epoch_id or 0, sequence)) or before.sha256.get(sequence),
+                is_pruned=sequence in before.pruned,
+            )
             if judgement.rejection is not None:
                 rejections.append(judgement.rejection)
                 counts[instrument].rejected += 1
@@ -130,7 +141,7 @@ class Ledger:
             held.add(sequence)
             if judgement.is_new:
                 assert epoch_id is not None and instrument_id is not None  # registered: both exist
-                new.append(_New(observation, epoch_id, instrument_id))
+                new.append(_New(observation, epoch_id, instrument_id, bundle.place))
                 in_group[epoch_id, sequence] = header.sha256
                 counts[instrument].stored += 1
             else:
@@ -139,45 +150,56 @@ class Ledger:
         return BundleOutcome(write_receipt(bundle, held, rejections, duplicate_count), counts)
 
     def _insert(self, connection: Connection, new: list[_New]) -> None:
-        records = [each.observation.SerializeToString() for each in new]
-        segment, offsets = self._segments.append(records)
-        segment_id = self._segment_id(connection, segment)
+        appended = iter(self._append([each.observation for each in new if each.place is None]))
         rows = []
         now = time.time_ns()
-        for (observation, epoch_id, instrument_id), record, offset in zip(new, records, offsets, strict=True):
+        for observation, epoch_id, instrument_id, place in new:
             header = observation.header
             sequence = header.sequence
             capture = to_nanos(captured_time(header)) or now
             measure = to_nanos(header.measure_time) if header.HasField("measure_time") else capture
+            segment, offset, length = place or next(appended)
+            segment_id = self._segment_id(connection, segment)
             facts = (measure, capture, header.payload_bytes, header.sha256)
             is_live = now - capture < LIVE_AGE_NANOS
-            rows.append((epoch_id, sequence, instrument_id, *facts, segment_id, offset, len(record), is_live))
+            rows.append(ObservationRow(epoch_id, sequence, instrument_id, *facts, segment_id, offset, length, is_live))
             if sequence > self._last_sequences.get(epoch_id, 0):
                 self._last_sequences[epoch_id] = sequence
-        _insert_rows(connection, rows)
+        insert_observations(connection, rows)
         self._count(connection, rows)
 
-    def _count(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+    def _append(self, group: list[pb.Observation]) -> list[Place]:
+        if not group:
+            return []
+        records = [each.SerializeToString() for each in group]
+        segment, offsets = self._segments.append(records)
+        return [Place(segment, offset, len(record)) for offset, record in zip(offsets, records, strict=True)]
+
+    def _count(self, connection: Connection, rows: list[ObservationRow]) -> None:
         """Keeps what is told of an instrument without reading its observations."""
         measured: dict[int, list[int]] = {}
-        for _, _, instrument_id, measure, *_ in rows:
-            measured.setdefault(instrument_id, []).append(measure)
+        for row in rows:
+            measured.setdefault(row.instrument_id, []).append(row.measure_unix_nanos)
         connection.execute(
             _COUNT, [{"counted_id": each, "count": len(at), "newest": max(at)} for each, at in measured.items()]
         )
 
-    def _held(self, connection: Connection, epoch_id: int | None, bundle: CheckedBundle) -> dict[int, bytes]:
-        """SHA-256 by sequence, of those of the bundle's sequences that were held before this group."""
+    def _held(self, connection: Connection, epoch_id: int | None, bundle: CheckedBundle) -> _Held:
         if epoch_id is None or not bundle.sound:
-            return {}
+            return _Held({}, RangeSet())
         sequences = [observation.header.sequence for observation in bundle.sound]
-        if epoch_id not in self._last_sequences:
+        last = self._last_sequences.get(epoch_id)
+        if last is not None and min(sequences) > last:
+            return _Held({}, RangeSet())  # counts upward: by far the commonest bundle asks nothing of the database
+        pruned = _read_pruned(connection, epoch_id)
+        if last is None:
             query = select(func.max(observations.c.sequence)).where(observations.c.epoch_id == epoch_id)
-            self._last_sequences[epoch_id] = connection.scalar(query) or 0
-        if min(sequences) > self._last_sequences[epoch_id]:
-            return {}  # a station that counts upward: by far the commonest bundle asks nothing of the database
+            last = max(connection.scalar(query) or 0, *(last for _, last in pruned), 0)
+            self._last_sequences[epoch_id] = last
+        if min(sequences) > last:
+            return _Held({}, pruned)
         rows = connection.execute(_HELD, {"epoch_id": epoch_id, "sequences": sequences})
-        return {row.sequence: row.sha256 for row in rows}
+        return _Held({row.sequence: row.sha256 for row in rows}, pruned)
 
     def _epoch_id(self, connection: Connection, bundle: CheckedBundle) -> int | None:
         """The epoch's row, made where it is missing; None where the station is not registered."""
@@ -201,10 +223,15 @@ class Ledger:
         return found
 
     def _segment_id(self, connection: Connection, name: str) -> int:
-        key = ("segment", name)
-        if key not in self._ids:
-            self._ids[key] = _find_or_insert(connection, segments, name=name)
-        return self._ids[key]
+        if self._segment[0] != name:  # only the newest is remembered: an object store has one a commit
+            self._segment = name, _find_or_insert(connection, segments, name=name)
+        return self._segment[1]
+
+
+def _read_pruned(connection: Connection, epoch_id: int) -> RangeSet:
+    content = connection.scalar(select(epochs.c.pruned_ranges).where(epochs.c.id == epoch_id))
+    ranges = receipt_pb2.Receipt.FromString(content or b"").held_ranges
+    return RangeSet((each.first_sequence, each.last_sequence) for each in ranges)
 
 
 def _find_or_insert(connection: Connection, table: Table, **values: object) -> int:
@@ -213,16 +240,3 @@ def _find_or_insert(connection: Connection, table: Table, **values: object) -> i
     if found is None:
         found = connection.execute(insert(table).values(**values).returning(table.c.id)).scalar_one()
     return int(found)
-
-
-def _insert_rows(connection: Connection, rows: list[tuple[Any, ...]]) -> None:
-    """Inserts observations, past SQLAlchemy's own way where the driver takes plain tuples: half the cost."""
-    if connection.dialect.positional:
-        connection.exec_driver_sql(_insert_text(connection.dialect), rows)
-    else:
-        connection.execute(insert(observations), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
-
-
-@cache
-def _insert_text(dialect: Dialect) -> str:
-    return str(insert(observations).inline().values(dict.fromkeys(_COLUMNS)).compile(dialect=dialect))

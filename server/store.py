@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from fieldpost.errors import BrokenStateError, TryAgainError
-from server.segments import SegmentReader, SegmentWriter
+from fieldpost.errors import TryAgainError
+from server.database import connect_reader, connect_writer, migrate, open_engine
+from server.segments import open_segments
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +34,26 @@ class Store:
     """The database and the segments of one server.
 
     Args:
-        database_url: SQLAlchemy URL, for example "sqlite:////var/lib/fieldpost/fieldpost.db".
-        segments_folder: Where payloads lie.
+        database_url: SQLAlchemy URL, for example "sqlite:////var/lib/fieldpost/fieldpost.db", or
+            "postgresql+psycopg://fieldpost@db.example.org/fieldpost". Several processes may use the same PostgreSQL.
+        segments_url: Where payloads lie: a folder, or an object store (server/segments.py).
+
+    Attributes:
+        segments: Where payloads are written; in the writer's thread alone, but for adopt().
+        segment_reader: Where they are read and removed.
     """
 
-    def __init__(self, database_url: str, segments_folder: Path) -> None:
+    def __init__(self, database_url: str, segments_url: str | Path) -> None:
         self._engine = open_engine(database_url)
-        migrate(self._engine)
+        try:
+            migrate(self._engine)
+        except BaseException:
+            self._engine.dispose()
+            raise
         self._writing: Connection | None = None
-        self.segments = SegmentWriter(segments_folder)
-        self._reader = SegmentReader(segments_folder)
-        self.read_segment = self._reader.read
+        self.segments, self.segment_reader = open_segments(segments_url)
+        self.read_segment = self.segment_reader.read
+        self.read_range = self.segment_reader.read_range
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_groups, name="store-writer", daemon=True)
         self._writer.start()
@@ -62,16 +71,23 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for reading: one consistent view while it is open."""
-        with self._engine.connect() as connection:
-            yield connection
+        """A connection for reading: one consistent view while it is open.
+
+        Raises:
+            TryAgainError: The database is gone, or goes while it is read.
+        """
+        try:
+            with connect_reader(self._engine) as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise TryAgainError(f"the store could not read: {error}", hint="check the disk and the database") from error
 
     def close(self) -> None:
         """Writes what waits, then closes everything."""
         self._jobs.put(None)
         self._writer.join()
         self.segments.close()
-        self._reader.close()
+        self.segment_reader.close()
         self._disconnect()
         self._engine.dispose()
 
@@ -81,7 +97,8 @@ class Store:
             group: list[_Job] = []
             job = self._jobs.get()
             while job is not None:
-                group.append(job)
+                if job[1].set_running_or_notify_cancel():  # a caller may have given up; from here on nobody can
+                    group.append(job)
                 if len(group) >= GROUP_MAX:
                     break
                 try:
@@ -97,8 +114,7 @@ class Store:
         outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
         try:
             if self._writing is None:
-                # A writer takes the lock at once: one that first reads and then writes could be refused half-way.
-                self._writing = self._engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE")
+                self._writing = connect_writer(self._engine)
             with self._writing.begin():
                 for operation, future in group:
                     outcomes.append((future, *_run_alone(self._writing, operation, is_only=len(group) == 1)))
@@ -144,45 +160,3 @@ def _run_alone(
     if not is_only:
         transaction.commit()
     return result, None
-
-
-def open_engine(database_url: str) -> Engine:
-    """Opens a database so that a commit is durable and readers never wait for the writer."""
-    url = make_url(database_url)
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url)
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver starts no transaction of its own: ours are real ones
-        # FULL: a receipt is a promise, and NORMAL may lose the last commits when the power fails.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "wal_autocheckpoint = 4000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
-    return engine
-
-
-def migrate(engine: Engine) -> None:
-    """Brings the database to the newest schema.
-
-    Raises:
-        BrokenStateError: The database is of a newer Fieldpost, or damaged.
-    """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except Exception as error:
-        raise BrokenStateError(
-            f"the database {engine.url.render_as_string()} could not be brought to this version's schema: {error}",
-            hint="it may belong to a newer Fieldpost, or be damaged; restore its backup or use that version",
-        ) from error

@@ -141,7 +141,10 @@ class Prediction(SQLModel, table=True):
 
     __table_args__ = (
         UniqueConstraint("model_version_id", "observation_id"),
-        Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos", "id"),
+        # The version at its end: a day of one version is found without reading the others' rows.
+        Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos", "id", "model_version_id"),
+        # Without it, to delete an observation reads all predictions.
+        Index("ix_prediction_observation", "observation_id"),
         {"sqlite_autoincrement": True},  # ids are the resume tokens of watchers: never used again
     )
 

@@ -1,15 +1,19 @@
-"""What all tests share: the real instrument files, a free port, a real Mosquitto."""
+"""What all tests share: the real instrument files, a free port, a real Mosquitto, a real PostgreSQL."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from demo.postgres import Postgres, find_postgres
 from demo.processes import find_mosquitto, free_port, is_listening
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,3 +83,33 @@ def mosquitto_port(start_mosquitto: Callable[[int], subprocess.Popen[bytes]], fr
     """The port of one running Mosquitto."""
     start_mosquitto(free_port)
     return free_port
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL, durable as it is when installed, for all tests together; each makes databases of its own."""
+    if find_postgres() is None:
+        skip_or_fail("PostgreSQL is not installed (make postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="fieldpost-"))  # not tmp_path: too long for a socket, and closed to others
+    folder.chmod(0o755)
+    server = Postgres(folder / "pg")
+    server.start()
+    yield server
+    server.stop(mode="immediate")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database on a real PostgreSQL."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres.create_database(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'fieldpost.db'}"

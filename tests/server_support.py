@@ -46,9 +46,9 @@ def make_bundle(*sequences: int, **names: str) -> pb.Bundle:
     return pb.Bundle(observations=[make_observation(each, **names) for each in sequences])  # type: ignore[arg-type]
 
 
-def open_store(folder: Path, *, instruments: tuple[str, ...] = ("cl51",)) -> Store:
-    """A store in which station lindenberg is registered, each instrument named like its model."""
-    store = Store(f"sqlite:///{folder / 'fieldpost.db'}", folder / "segments")
+def open_store(folder: Path, *, instruments: tuple[str, ...] = ("cl51",), database_url: str = "") -> Store:
+    """A store in which station lindenberg is registered, each instrument named like its model; without URL: SQLite."""
+    store = Store(database_url or f"sqlite:///{folder / 'fieldpost.db'}", folder / "segments")
     station = RegisteredStation(
         name="lindenberg",
         instruments=[RegisteredInstrument(name=name, instrument_model=name) for name in instruments],

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from server_support import EPOCH, make_bundle, make_observation, open_store
-from sqlalchemy import func, select
+from sqlalchemy import Connection, delete, func, select, update
 
 from fieldpost.errors import BrokenStateError, InvalidObservationError, TryAgainError
 from fieldpost.payload import decode_checked
@@ -23,16 +23,16 @@ from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from server.ingest import Ingest
 from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.segments import Place, SegmentReader, SegmentWriter
+from server.segments import Place, open_segments
 from server.store import Store
-from server.tables import instruments, observations, segments
+from server.tables import epochs, instruments, observations, segments
 
 MAX = 1024 * 1024
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(tmp_path)
+def store(tmp_path: Path, database_url: str) -> Iterator[Store]:
+    store = open_store(tmp_path, database_url=database_url)
     yield store
     store.close()
 
@@ -241,24 +241,25 @@ def test_a_disk_that_fails_to_sync_gives_no_receipt_and_its_segment_is_never_tru
         assert connection.scalar(select(func.count()).select_from(segments)) == 2
 
 
-def test_a_missing_or_cut_segment_is_named() -> None:
-    reader = SegmentReader(Path("/nonexistent"))
+def test_a_missing_segment_is_named(tmp_path: Path) -> None:
+    _, reader = open_segments(tmp_path)
     with pytest.raises(BrokenStateError, match=r"gone\.seg"):
         reader.read(Place("gone.seg", 0, 10))
 
 
 def test_a_cut_segment_is_named_with_what_was_expected(tmp_path: Path) -> None:
-    writer = SegmentWriter(tmp_path)
+    writer, reader = open_segments(tmp_path)
     name, (offset,) = writer.append([b"0123456789"])
     writer.sync()
     writer.close()
     (tmp_path / name).write_bytes(b"01234")
     with pytest.raises(BrokenStateError, match=r"expected 10 bytes.*got 5"):
-        SegmentReader(tmp_path).read(Place(name, offset, 10))
+        reader.read(Place(name, offset, 10))
+    reader.close()
 
 
-def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: Path) -> None:
-    first, second = open_store(tmp_path), open_store(tmp_path)
+def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: Path, database_url: str) -> None:
+    first, second = (open_store(tmp_path, database_url=database_url) for _ in range(2))
     one, two = (Ingest(each, payload_bytes_max=MAX, on_stored=lambda: None) for each in (first, second))
     futures = [
         each.submit(make_bundle(i, epoch=f"{n:032x}")) for i in range(1, 30) for n, each in enumerate((one, two))
@@ -268,6 +269,78 @@ def test_two_stores_on_one_database_write_without_refusing_each_other(tmp_path: 
         part.close()
 
 
+def test_what_another_server_stored_since_is_a_duplicate_and_not_stored_again(
+    tmp_path: Path, database_url: str
+) -> None:
+    stores = [open_store(tmp_path, database_url=database_url) for _ in range(2)]
+    one, two = (Ingest(each, payload_bytes_max=MAX, on_stored=lambda: None) for each in stores)
+    one.submit(make_bundle(1, 2)).result(10)  # it knows from now on how far this epoch has come
+    two.submit(make_bundle(3, 4)).result(10)
+    receipt = one.submit(make_bundle(3, 4, 5)).result(10)
+    assert (held(receipt), receipt.duplicate_count) == ([(3, 5)], 2)
+    conflict = two.submit(pb.Bundle(observations=[make_observation(5, b"forged")])).result(10)
+    assert [each.reason for each in conflict.rejections] == [receipt_pb2.REJECTION_REASON_IDENTITY_CONFLICT]
+    assert sorted(stored(stores[0])) == [1, 2, 3, 4, 5]
+    for part in (one, two, *stores):
+        part.close()
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_what_was_pruned_after_archiving_is_promised_again_and_not_stored(
+    store: Store, ingest: Ingest, tmp_path: Path, database_url: str, is_restarted: bool
+) -> None:
+    ingest.submit(make_bundle(*range(1, 7))).result(10)
+    pruned = receipt_pb2.Receipt(held_ranges=[{"first_sequence": 1, "last_sequence": 3}, {"first_sequence": 6}])
+    pruned.held_ranges[1].last_sequence = 6
+
+    def prune(connection: Connection) -> None:
+        connection.execute(delete(observations).where(observations.c.sequence.in_([1, 2, 3, 6])))
+        connection.execute(update(epochs).values(pruned_ranges=pruned.SerializeToString()))
+
+    store.write(prune).result(10)
+    other = open_store(tmp_path, database_url=database_url)
+    second = Ingest(other, payload_bytes_max=MAX, on_stored=lambda: None)
+    receipt = (second if is_restarted else ingest).submit(make_bundle(2, 3, 4, 6, 7)).result(10)
+    assert (held(receipt), receipt.duplicate_count) == ([(2, 4), (6, 7)], 4)
+    assert sorted(stored(store)) == [4, 5, 7]
+    second.close()
+    other.close()
+
+
+def test_a_record_that_lies_in_a_segment_of_its_own_is_stored_once_and_can_be_read_back(
+    store: Store, ingest: Ingest, tmp_path: Path
+) -> None:
+    observation = make_observation(1, b"a volume " * 1000)
+    (tmp_path / "upload").write_bytes(observation.SerializeToString())
+    place = Place(store.segments.adopt(tmp_path / "upload"), 0, observation.ByteSize())
+    assert held(ingest.submit_record(observation.header, place).result(10)) == [(1, 1)]
+    again = ingest.submit_record(observation.header, place).result(10)
+    assert (held(again), again.duplicate_count) == ([(1, 1)], 1)
+    assert stored(store) == {1: b"a volume " * 1000}
+    unknown = make_observation(2, instrument="cl31")
+    refused = ingest.submit_record(unknown.header, place).result(10)
+    assert [each.reason for each in refused.rejections] == [receipt_pb2.REJECTION_REASON_UNKNOWN_INSTRUMENT]
+
+
+def test_the_load_counts_what_came_and_what_waits(ingest: Ingest, store: Store) -> None:
+    ingest.submit(make_bundle(1, 2)).result(10)
+    ingest.submit(make_bundle(2, 3)).result(10)
+    ingest.submit(make_bundle(9, instrument="cl31")).result(10)
+    may_go = threading.Event()
+    blocker = store.write(lambda _: may_go.wait(10))
+    bundle = make_bundle(4, 5)
+    waiting = [ingest.submit(bundle) for _ in range(5)]
+    load = ingest.load()
+    assert (load.stored_count, load.duplicate_count, load.rejected_count, load.last_minute_count) == (3, 1, 1, 3)
+    assert (load.waiting_bundle_count, load.waiting_bytes) == (5, 5 * bundle.ByteSize())
+    may_go.set()
+    blocker.result(10)
+    for each in waiting:
+        each.result(10)
+    load = ingest.load()
+    assert (load.stored_count, load.last_minute_count, load.waiting_bundle_count, load.waiting_bytes) == (5, 5, 0, 0)
+
+
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
@@ -275,8 +348,8 @@ sys.path.insert(0, {tests!r})
 from server_support import make_bundle, open_store
 from server.ingest import Ingest
 import server.segments, server.store
-step, folder = sys.argv[1], Path(sys.argv[2])
-store = open_store(folder)
+step, folder, database_url = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+store = open_store(folder, database_url=database_url)
 ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
 print(ingest.submit(make_bundle(1, 2)).result(10).held_ranges, flush=True)
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -296,12 +369,13 @@ ingest.submit(make_bundle(3, 4)).result(10)
 
 @pytest.mark.parametrize("step", ["before append", "after append", "before sync", "after sync", "after commit"])
 def test_killed_at_any_step_of_a_commit_nothing_promised_is_lost_and_nothing_is_stored_twice(
-    tmp_path: Path, step: str
+    tmp_path: Path, database_url: str, step: str
 ) -> None:
     script = KILLED_WRITER.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script, step, str(tmp_path)], stdout=subprocess.PIPE, timeout=60)
+    command = [sys.executable, "-c", script, step, str(tmp_path), database_url]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGKILL
-    store = open_store(tmp_path)
+    store = open_store(tmp_path, database_url=database_url)
     ingest = Ingest(store, payload_bytes_max=MAX, on_stored=lambda: None)
     receipt = ingest.submit(make_bundle(1, 2, 3, 4)).result(10)  # what a station does that got no receipt
     assert held(receipt) == [(1, 4)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +15,21 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
-from fieldpost.errors import BrokenStateError, TryAgainError
-from server.store import Store, open_engine
+from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
+from server.database import open_engine
+from server.store import Store
 from server.tables import stations
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path / 'fieldpost.db'}", tmp_path / "segments")
+def store(database_url: str, tmp_path: Path) -> Iterator[Store]:
+    store = Store(database_url, tmp_path / "segments")
     yield store
     store.close()
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'fieldpost.db'}"
 
 
 def add(name: str) -> object:
@@ -58,15 +64,28 @@ def test_an_operation_that_refuses_in_a_group_undoes_no_other_of_the_group(store
     assert names(store) == ["a", "b", "c"]
 
 
-def test_what_a_future_reports_another_process_can_read(store: Store, tmp_path: Path) -> None:
+def test_what_a_future_reports_another_connection_can_read(store: Store, database_url: str) -> None:
     store.write(add("payerne")).result(10)
-    with sqlite3.connect(tmp_path / "fieldpost.db") as other:
-        assert other.execute("select name from station").fetchall() == [("payerne",)]
+    engine = open_engine(database_url)
+    with engine.connect() as other:
+        assert other.scalars(select(stations.c.name)).all() == ["payerne"]
+    engine.dispose()
 
 
-def test_a_database_that_goes_away_is_an_error_to_try_again_and_one_that_comes_back_is_used(tmp_path: Path) -> None:
+def test_a_reader_has_one_view_while_others_write(store: Store) -> None:
+    store.write(add("a")).result(10)
+    with store.read() as connection:
+        assert connection.scalars(select(stations.c.name)).all() == ["a"]
+        store.write(add("b")).result(10)
+        assert connection.scalars(select(stations.c.name)).all() == ["a"]
+    assert names(store) == ["a", "b"]
+
+
+def test_a_database_file_that_goes_away_is_an_error_to_try_again_and_one_that_comes_back_is_used(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "mounted"
-    store = Store(f"sqlite:///{folder / 'fieldpost.db'}", tmp_path / "segments")
+    store = Store(sqlite_url(folder), tmp_path / "segments")
     store.write(add("a")).result(10)
     with pytest.raises(TryAgainError):  # what the database itself refuses costs the connection
         store.write(lambda connection: connection.exec_driver_sql("select * from nothing")).result(10)
@@ -79,31 +98,55 @@ def test_a_database_that_goes_away_is_an_error_to_try_again_and_one_that_comes_b
     store.close()
 
 
-def test_closing_writes_what_waits(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'fieldpost.db'}", tmp_path / "segments")
+def test_closing_writes_what_waits(database_url: str, tmp_path: Path) -> None:
+    store = Store(database_url, tmp_path / "segments")
     futures = [store.write(add(f"station-{i}")) for i in range(200)]
     store.close()
     assert all(future.done() and future.exception() is None for future in futures)
 
 
-def test_commits_are_durable_and_references_are_held(store: Store) -> None:
+def test_sqlite_commits_are_durable_and_references_are_held(tmp_path: Path) -> None:
+    store = Store(sqlite_url(tmp_path), tmp_path / "segments")
+
     def pragma(name: str) -> object:
         return store.write(lambda connection: connection.exec_driver_sql(f"pragma {name}").scalar()).result(10)
 
     assert (pragma("synchronous"), pragma("journal_mode"), pragma("foreign_keys")) == (2, "wal", 1)
+    store.close()
 
 
-def test_the_migrations_lead_to_the_tables_of_the_code(store: Store, tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path / 'fieldpost.db'}")
+def test_the_migrations_lead_to_the_tables_of_the_code(store: Store, database_url: str) -> None:
+    engine = open_engine(database_url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
     engine.dispose()
 
 
-def test_a_database_of_a_newer_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    Store(f"sqlite:///{tmp_path / 'fieldpost.db'}", tmp_path / "segments").close()
-    with sqlite3.connect(tmp_path / "fieldpost.db") as other:
-        other.execute("update alembic_version set version_num = '9999'")
+def test_a_database_of_a_newer_version_is_refused_with_what_to_do(database_url: str, tmp_path: Path) -> None:
+    store = Store(database_url, tmp_path / "segments")
+    store.write(lambda connection: connection.exec_driver_sql("update alembic_version set version_num = '9999'"))
+    store.close()
     with pytest.raises(BrokenStateError, match="could not be brought to this version") as caught:
-        Store(f"sqlite:///{tmp_path / 'fieldpost.db'}", tmp_path / "segments")
+        Store(database_url, tmp_path / "segments")
     assert "newer Fieldpost" in caught.value.hint
+
+
+def test_servers_that_start_at_once_on_an_empty_database_all_find_it_ready(database_url: str, tmp_path: Path) -> None:
+    script = "import sys; from server.store import Store; Store(*sys.argv[1:]).close()"
+    command = [sys.executable, "-c", script, database_url, str(tmp_path / "segments")]
+    starting = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for each in starting:
+        _, words = each.communicate(timeout=60)
+        assert each.returncode == 0, words.decode()
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "mysql://localhost/fieldpost", "postgresql+asyncpg:///fieldpost"])
+def test_a_database_of_another_kind_is_refused_with_what_is_expected(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"expected (the URL of )?a database"):
+        Store(url, tmp_path / "segments")
+
+
+def test_a_database_that_cannot_be_reached_is_an_error_to_try_again_that_keeps_its_password(tmp_path: Path) -> None:
+    with pytest.raises(TryAgainError, match="cannot be opened") as caught:
+        Store(f"postgresql://fieldpost:secret@/fieldpost?host={tmp_path}", tmp_path / "segments")
+    assert "secret" not in str(caught.value)

@@ -41,7 +41,9 @@ def upgrade() -> None:
     # No batch mode, which would copy the table: observations may be many millions.
     op.add_column("observation", sa.Column("is_live", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("epoch", sa.Column("pruned_ranges", sa.LargeBinary(), nullable=True))
-    for table_name in ("observation", "prediction"):
+    for table_name, more in (("observation", []), ("prediction", ["model_version_id"])):
+        columns = ["instrument_id", "measure_unix_nanos", "id", *more]
         op.drop_index(f"ix_{table_name}_instrument_time", table_name)
-        op.create_index(f"ix_{table_name}_instrument_time", table_name, ["instrument_id", "measure_unix_nanos", "id"])
+        op.create_index(f"ix_{table_name}_instrument_time", table_name, columns)
+    op.create_index("ix_prediction_observation", "prediction", ["observation_id"])
     op.create_index("ix_observation_segment", "observation", ["segment_id"])
