@@ -122,7 +122,7 @@ def _receive(pipe: Connection, port: int) -> None:
 
     client.on_message = on_message
     client.on_subscribe = lambda *_: pipe.send(True)
-    client.subscribe(f"{UP}/+/observations", 1)
+    client.subscribe(f"{UP}/+/observations/+", 1)
     client.loop_forever()
 
 

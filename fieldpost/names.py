@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from zlib import crc32
 
 from fieldpost.errors import InvalidObservationError
 
@@ -11,6 +12,8 @@ EPOCH_PATTERN = re.compile(r"[0-9a-f]{32}")
 
 UP = "fieldpost/v1/up"
 DOWN = "fieldpost/v1/down"
+SHARDS = "0123456789abcdef"
+"""The last level of the topic of observations: servers that share the work each take some of them."""
 
 
 def check_name(kind: str, name: str) -> str:
@@ -30,9 +33,14 @@ def check_epoch(epoch: str) -> str:
     return epoch
 
 
+def find_shard(station: str) -> str:
+    """The shard of a station, one hexadecimal digit: the last of the CRC-32 of its name. It never changes."""
+    return SHARDS[crc32(station.encode()) % len(SHARDS)]
+
+
 def observations_topic(station: str) -> str:
     """Where a station publishes bundles."""
-    return f"{UP}/{station}/observations"
+    return f"{UP}/{station}/observations/{find_shard(station)}"
 
 
 def status_topic(station: str) -> str:
@@ -56,9 +64,15 @@ def commands_topic(station: str) -> str:
 
 
 def parse_up_topic(topic: str) -> tuple[str, str] | None:
-    """Splits an upward topic into (station, kind); None where it is not one of ours."""
+    """Splits an upward topic into (station, kind); None where it is not one of ours.
+
+    Stations from before there were shards publish observations without that level.
+    """
     prefix, _, rest = topic.partition(f"{UP}/")
-    station, _, kind = rest.partition("/")
+    station, _, below = rest.partition("/")
+    kind, level, shard = below.partition("/")
     if prefix or not NAME_PATTERN.fullmatch(station) or kind not in ("observations", "status", "results"):
+        return None
+    if level and (kind != "observations" or len(shard) != 1 or shard not in SHARDS):
         return None
     return station, kind

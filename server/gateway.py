@@ -23,13 +23,14 @@ from sqlalchemy import Connection, update
 
 from fieldpost.broker_url import BrokerUrl
 from fieldpost.errors import OverloadedError, RejectedError
-from fieldpost.names import UP, parse_up_topic, receipts_topic
+from fieldpost.names import parse_up_topic, receipts_topic
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2, receipt_pb2, station_pb2
 from fieldpost.v1 import observation_pb2 as pb
 from server.admission import CheckedBundle, reject, write_receipt
 from server.ingest import Ingest
 from server.refused import RefusedMessages
+from server.shards import ALL_SHARDS, ShardPart
 from server.store import Store
 from server.tables import stations
 
@@ -81,15 +82,17 @@ class Gateway:
         refused: RefusedMessages,
         *,
         message_bytes_max: int,
+        shards: ShardPart = ALL_SHARDS,
         tls: TlsFiles | None = None,
         on_result: Callable[[str, command_pb2.CommandResult], None] | None = None,
     ) -> None:
         self._message_bytes_max = message_bytes_max
+        self._topics = shards.topics()
         self._on_result = on_result
         self._ingest = ingest
         self._store = store
         self._refused = refused
-        self._url = url
+        self.url = url
         self._events: queue.SimpleQueue[_Connected | _Arrived | _Answered | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(MESSAGES_MAX)
         self._generation = 0
@@ -119,7 +122,7 @@ class Gateway:
         )
         client.reconnect_delay_set(min_delay=1, max_delay=15)
         client.max_inflight_messages_set(1000)
-        if self._url.is_tls:
+        if self.url.is_tls:
             client.tls_set(tls.ca_file, tls.cert_file, tls.key_file)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -130,14 +133,14 @@ class Gateway:
 
     def _on_connect(self, _client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            logger.error("broker refused", extra={"broker": str(self._url), "reason": str(reason)})
+            logger.error("broker refused", extra={"broker": str(self.url), "reason": str(reason)})
             return
         self._generation += 1
         self._events.put(_Connected(self._generation))
 
     def _on_disconnect(self, _client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self.is_connected.clear()
-        logger.warning("broker disconnected", extra={"broker": str(self._url), "reason": str(reason)})
+        logger.warning("broker disconnected", extra={"broker": str(self.url), "reason": str(reason)})
 
     def _on_message(self, _client: Any, _userdata: Any, message: mqtt.MQTTMessage) -> None:
         self._room.acquire()
@@ -156,9 +159,9 @@ class Gateway:
 
     def _subscribe(self) -> None:
         self._unacknowledged.clear()  # message ids of an earlier connection mean nothing now
-        self._client.subscribe([(f"{UP}/+/observations", 1), (f"{UP}/+/status", 1), (f"{UP}/+/results", 1)])
+        self._client.subscribe([(topic, 1) for topic in self._topics])
         self.is_connected.set()
-        logger.info("broker connected", extra={"broker": str(self._url)})
+        logger.info("broker connected", extra={"broker": str(self.url)})
 
     def _take(self, arrived: _Arrived) -> None:
         self._unacknowledged[arrived.generation, arrived.message_id] = False
@@ -193,7 +196,7 @@ class Gateway:
                 self._ingest.submit(bundle).add_done_callback(lambda done: self._finish(arrived, station, done))
                 return
             except OverloadedError:
-                logger.warning("ingest is full", extra={"broker": str(self._url)})
+                logger.warning("ingest is full", extra={"broker": str(self.url)})
 
     def _finish(self, arrived: _Arrived, station: str, done: Future[receipt_pb2.Receipt]) -> None:
         """Runs in the store's writer: passes the outcome on."""

@@ -15,6 +15,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from tls_support import Start, brokers, certificates, start_broker
 
+from fieldpost.names import SHARDS, observations_topic
+from server.shards import ShardPart
+
 UP, DOWN = "fieldpost/v1/up", "fieldpost/v1/down"
 
 pytestmark = pytest.mark.mosquitto
@@ -75,15 +78,31 @@ def test_a_station_cannot_publish_under_anothers_name(certificates: Path, start_
     with Peer(certificates, port, "ingest") as ingest, Peer(certificates, port, "station-a") as station:
         ingest.subscribe(f"{UP}/#")
         for topic in (
+            f"{UP}/station-b/observations/3",
             f"{UP}/station-b/observations",
-            f"{UP}/observations",
+            f"{UP}/observations/3",
             UP,
             f"{DOWN}/station-a/receipts",
             "elsewhere",
         ):
             station.publish(topic, b"forged")
-        station.publish(f"{UP}/station-a/observations", b"own")
-        assert ingest.until(b"own") == [(f"{UP}/station-a/observations", b"own")]
+        own = observations_topic("station-a")
+        station.publish(own, b"own")
+        assert ingest.until(b"own") == [(own, b"own")]
+
+
+def test_a_server_that_takes_a_part_of_the_shards_hears_the_stations_of_that_part(
+    certificates: Path, start_broker: Start
+) -> None:
+    port = start_broker()
+    parts = [ShardPart(0, 2), ShardPart(1, 2)]
+    part = next(part for part in parts if observations_topic("station-a")[-1] in SHARDS[part.index :: 2])
+    with Peer(certificates, port, "ingest") as ingest, Peer(certificates, port, "station-a") as station:
+        ingest.subscribe(*part.topics())
+        for shard in SHARDS[1 - part.index :: 2]:
+            station.publish(f"{UP}/station-a/observations/{shard}", b"of the other part")
+        station.publish(observations_topic("station-a"), b"own")
+        assert ingest.until(b"own") == [(observations_topic("station-a"), b"own")]
 
 
 def test_a_station_cannot_read_what_is_meant_for_another(certificates: Path, start_broker: Start) -> None:

@@ -179,8 +179,20 @@ def test_a_message_above_the_limit_is_refused_and_disturbs_nothing(server: Serve
     assert str(MESSAGE_BYTES_MAX) in json.loads(note.read_text())["reason"]
 
 
+def test_a_station_from_before_there_were_shards_is_served(server: Server, station: Station) -> None:
+    station.publish(make_bundle(1).SerializeToString(), "fieldpost/v1/up/lindenberg/observations")
+    assert station.receipt().held_ranges[0].last_sequence == 1
+
+
+@pytest.mark.parametrize("shard", ["g", "12"])
+def test_a_topic_of_an_impossible_shard_is_refused(server: Server, station: Station, shard: str) -> None:
+    station.publish(make_bundle(1).SerializeToString(), f"fieldpost/v1/up/lindenberg/observations/{shard}")
+    wait_until(lambda: server.refused.count == 1)
+    assert server.count() == 0
+
+
 def test_a_topic_of_a_station_with_an_impossible_name_is_refused(server: Server, station: Station) -> None:
-    station.publish(make_bundle(1).SerializeToString(), "fieldpost/v1/up/NOT A NAME/observations")
+    station.publish(make_bundle(1).SerializeToString(), "fieldpost/v1/up/NOT A NAME/observations/0")
     wait_until(lambda: server.refused.count == 1)
     assert server.count() == 0
 

@@ -42,7 +42,7 @@ class Server:
         self.changed = threading.Condition()
         self._ready = threading.Event()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="server")
-        self._client.on_connect = lambda client, *_: client.subscribe("fieldpost/v1/up/+/observations", 1)
+        self._client.on_connect = lambda client, *_: client.subscribe("fieldpost/v1/up/+/observations/+", 1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", port)
