@@ -29,7 +29,7 @@ def open_archivist(settings_file: Path | None, *, on_step: OnStep = ignore_step)
     """
     settings = load_settings(settings_file)
     _check_database(settings)
-    store = Store(settings.database, settings.segments.absolute())
+    store = Store(settings.database, settings.segments)
     try:
         folder = settings.archive.absolute()
         _check_archive(store, folder)
