@@ -1,4 +1,4 @@
-"""What the server and its workers say to each other; plain values, pickled between our own processes only."""
+"""What the server and its workers say to each other: plain values. How they cross a pipe is in server.worker_wire."""
 
 from __future__ import annotations
 
@@ -62,12 +62,23 @@ class WorkItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A batch for one model version."""
+    """A batch for one model version.
+
+    Attributes:
+        job_id: Unlike that of any other job of this server process.
+        key: The model version.
+        items: The observations; without any, the worker only loads the model.
+        timeout_s: A worker that takes longer, from when it began with the job, is taken for hung.
+    """
 
     job_id: int
-    analysis: str
-    version: int
+    key: ModelKey
     items: list[WorkItem]
+    timeout_s: float
+
+
+VariableNames = tuple[str, str, tuple[str, ...]]
+"""Name, unit and flag meanings of a variable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +91,14 @@ class ResultBlock:
         places: Which items of the batch they are of.
         counts: Samples of each.
         sample_unix_nanos: (samples of all,), int64.
-        variables: Name and unit of each.
+        variables: Name, unit and the meanings of its flags, of each.
         values: (variables, samples of all), float32.
     """
 
     places: list[int]
     counts: list[int]
     sample_unix_nanos: NDArray[np.int64]
-    variables: tuple[tuple[str, str], ...]
+    variables: tuple[VariableNames, ...]
     values: NDArray[np.float32]
 
 
@@ -99,13 +110,17 @@ class JobDone:
         job_id: The job's.
         blocks: The results.
         refusals: In words why an item, told by its place, has no result.
-        failure: What broke the whole batch; then there is nothing else.
+        failure: What broke the whole batch; then there are no results.
+        is_out_of_memory: The failure was lack of memory: smaller batches may do.
+        duration_s: The worker's own time for this batch; loading the model is not counted.
     """
 
     job_id: int
     blocks: list[ResultBlock] = field(default_factory=list)
     refusals: dict[int, str] = field(default_factory=dict)
     failure: str = ""
+    is_out_of_memory: bool = False
+    duration_s: float = 0.0
 
     def results(self) -> list[AnalysisResult | str]:
         """For each item, in order, its result, or in words why there is none."""
@@ -116,32 +131,36 @@ class JobDone:
                 samples = slice(start, start + count)
                 start += count
                 variables = tuple(
-                    AnalysisVariable(name, unit, values[samples])
-                    for (name, unit), values in zip(block.variables, block.values, strict=True)
+                    AnalysisVariable(name, unit, values[samples], meanings)
+                    for (name, unit, meanings), values in zip(block.variables, block.values, strict=True)
                 )
                 found[place] = AnalysisResult(block.sample_unix_nanos[samples], variables)
         return [found[place] for place in range(len(found))]
 
 
-def pack_results(job_id: int, results: Sequence[AnalysisResult | str]) -> JobDone:
+def pack_results(job_id: int, results: Sequence[AnalysisResult | str], duration_s: float = 0.0) -> JobDone:
     """The answer to a job, from the results of its items in order."""
     refusals = {place: each for place, each in enumerate(results) if isinstance(each, str)}
-    alike: dict[tuple[tuple[str, str], ...], list[tuple[int, AnalysisResult]]] = {}
+    alike: dict[tuple[VariableNames, ...], list[tuple[int, AnalysisResult]]] = {}
     for place, each in enumerate(results):
         if not isinstance(each, str):
-            names = tuple((variable.name, variable.unit) for variable in each.variables)
+            names = tuple([(variable.name, variable.unit, variable.flag_meanings) for variable in each.variables])
             alike.setdefault(names, []).append((place, each))
-    blocks = [
-        ResultBlock(
-            places=[place for place, _ in members],
-            counts=[len(each.sample_unix_nanos) for _, each in members],
-            sample_unix_nanos=np.concatenate([each.sample_unix_nanos for _, each in members]),
-            variables=names,
-            values=np.array(
-                [np.concatenate([each.variables[i].values for _, each in members]) for i in range(len(names))],
-                dtype=np.float32,
-            ).reshape(len(names), sum(len(each.sample_unix_nanos) for _, each in members)),
+    blocks = []
+    for names, members in alike.items():
+        instants = [each.sample_unix_nanos for _, each in members]
+        # all arrays in one call: a call for each variable cost three times as much
+        values = [each.variables[i].values for i in range(len(names)) for _, each in members]
+        sample_unix_nanos = np.concatenate(instants, dtype=np.int64)
+        blocks.append(
+            ResultBlock(
+                places=[place for place, _ in members],
+                counts=[len(each) for each in instants],
+                sample_unix_nanos=sample_unix_nanos,
+                variables=names,
+                values=(np.concatenate(values, dtype=np.float32) if values else np.empty(0, np.float32)).reshape(
+                    len(names), len(sample_unix_nanos)
+                ),
+            )
         )
-        for names, members in alike.items()
-    ]
-    return JobDone(job_id, blocks, refusals)
+    return JobDone(job_id, blocks, refusals, duration_s=duration_s)
