@@ -95,14 +95,15 @@ def write_prediction(
     is_failure: bool = False,
 ) -> None:
     """A prediction on the observation of this sequence, as the dispatcher writes it."""
-    model_id = _model_row_id(store, analysis, version)
+    model_id = model_row_id(store, analysis, version)
     with store.read() as connection:
         row = connection.execute(select(observations).where(observations.c.sequence == sequence)).one()
     new = NewPrediction(row.id, model_id, row.instrument_id, row.measure_unix_nanos, predict_nanos, content, is_failure)
     store.write(lambda connection: write_predictions(connection, [new])).result(10)
 
 
-def _model_row_id(store: Store, analysis: str, version: int) -> int:
+def model_row_id(store: Store, analysis: str, version: int) -> int:
+    """The row of a model version, made where it is missing."""
     query = select(model_versions.c.id).where(
         model_versions.c.analysis == analysis, model_versions.c.version == version
     )

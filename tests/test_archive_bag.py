@@ -21,6 +21,7 @@ from archive_support import (
     archive_day,
     ingest_all,
     ingest_telegrams,
+    model_row_id,
     open_site,
     predict,
     read_csv,
@@ -36,8 +37,6 @@ from fieldpost.v1 import observation_pb2 as pb
 from flows.archivist import Archivist
 from flows.day import PAGE_ROWS, DayReader
 from flows.observations_file import COLUMNS, csv_line, format_instant, verify_observations, write_observations
-from server.analyses import AnalysisCard
-from server.pending import activate_models
 from server.predictions import NewPrediction, write_predictions
 from server.store import Store
 from server.tables import bags
@@ -166,9 +165,8 @@ def test_a_time_that_was_found_in_the_payload_is_named_so(archivist: Archivist, 
     observation.header.ClearField("measure_time")
     ingest_all(store, [observation])
     found = observation.header.capture_clock.wall_time.ToNanoseconds() - 60 * 10**9
-    new = NewPrediction(1, 1, 1, found, found, b"", is_failure=False, is_time_news=True)
-    card = AnalysisCard("tests", "height", 1, frozenset({"cl51"}), 8)
-    store.write(lambda connection: activate_models(connection, [card])).result(10)
+    model_id = model_row_id(store, "height", 1)
+    new = NewPrediction(1, model_id, 1, found, found, b"", is_failure=False, is_time_news=True)
     store.write(lambda connection: write_predictions(connection, [new])).result(10)
     (line,) = read_csv(archivist.folder / archive_day(archivist).record.path)
     assert (line["measure_time"], line["measure_time_source"]) == (format_instant(found), "payload")

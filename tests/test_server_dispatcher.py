@@ -3,51 +3,89 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from server_support import make_bundle, make_observation, open_store
-from sqlalchemy import select, update
-from test_server_batcher import InProcessWorker
+from sqlalchemy import delete, insert, select, update
+from worker_support import LENGTH, InProcessPool, make_card, pool_of
 
+from fieldpost.errors import TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import prediction_pb2
-from server.analyses import AnalysisCard
+from server import dispatcher as dispatcher_module
+from server.answer_order import AnswerOrder
 from server.batcher import Batcher
+from server.batching import BatchPolicy, Priority
 from server.broadcast import Broadcast
 from server.dispatcher import Dispatcher
 from server.ingest import Ingest
-from server.pending import activate_models, find_pending
+from server.jobs import ModelPackage
+from server.models.card import ModelCard, ModelState, Restriction
+from server.pending import Span, find_pending, read_settled
 from server.registry import RegisteredInstrument, RegisteredStation, register
 from server.store import Store
 from server.tables import model_versions, observations, predictions
 
-CARD = AnalysisCard("tests", "length", 1, frozenset({"cl51"}), max_batch=8)
+ALL = Span(is_live=False, mark_id=1 << 40, after_id=0)
 
 
 class Predicting:
     """A store with its ingest, and a dispatcher that can be stopped and started."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, worker_count: int, queue_count_max: int) -> None:
         self.store = store
         self.stored = Broadcast()
         self.predicted = Broadcast()
-        self.ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=self.stored.tell_from_thread)
-        self.batcher = Batcher([CARD], [InProcessWorker])
+        self.ingest = Ingest(store, payload_bytes_max=1 << 24, on_stored=self.stored.tell_from_thread)
+        pools: list[InProcessPool] = []
+        self.batcher = Batcher(pool_of(pools, worker_count), BatchPolicy(queue_count_max=queue_count_max))
+        self.card = make_card()
+        self.batcher.add_model(ModelPackage(LENGTH), self.card)
+        self.pool = pools[0]
 
-    async def send(self, *sequences: int) -> None:
-        await asyncio.wrap_future(self.ingest.submit(make_bundle(*sequences)))
+    async def send(self, *sequences: int, instrument: str = "cl51") -> None:
+        await self.send_all([make_observation(each, instrument=instrument) for each in sequences])
 
-    async def start(self) -> asyncio.Task[None]:
-        (model,) = await asyncio.wrap_future(self.store.write(lambda connection: activate_models(connection, [CARD])))
-        dispatcher = Dispatcher(self.store, self.batcher, model, stored=self.stored, predicted=self.predicted)
+    async def send_fresh(self, *sequences: int) -> None:
+        """Observations that were captured just now."""
+        fresh = [make_observation(each) for each in sequences]
+        for each in fresh:
+            each.header.capture_clock.wall_time.FromNanoseconds(time.time_ns())
+        await self.send_all(fresh)
+
+    async def send_all(self, sent: list[pb.Observation]) -> None:
+        receipt = await asyncio.wrap_future(self.ingest.submit(pb.Bundle(observations=sent)))
+        assert not receipt.rejections
+
+    async def enter_model(self, **facts: object) -> ModelCard:
+        """Makes the model version's row, where it is missing; returns its card."""
+
+        def write(connection):  # type: ignore[no-untyped-def]
+            if connection.scalar(select(model_versions.c.id)) is None:
+                row = {"analysis": LENGTH.analysis, "version": LENGTH.version, "state": "active", "kind": "built-in"}
+                connection.execute(insert(model_versions).values(**row))
+
+        await asyncio.wrap_future(self.store.write(write))
+        return replace(self.card, **facts)  # type: ignore[arg-type]
+
+    async def start(self, **facts: object) -> asyncio.Task[None]:
+        card = await self.enter_model(**facts)
+        dispatcher = Dispatcher(self.store, self.batcher, card, stored=self.stored, predicted=self.predicted)
         return asyncio.create_task(dispatcher.run())
 
     def answers(self) -> dict[int, int | str]:
-        """By sequence: the predicted length, or the failure."""
-        query = select(observations.c.sequence, predictions.c.content).join(
-            observations, observations.c.id == predictions.c.observation_id
+        """By sequence, in the order in which they were stored: the predicted length, or the failure."""
+        query = (
+            select(observations.c.sequence, predictions.c.content)
+            .join(observations, observations.c.id == predictions.c.observation_id)
+            .order_by(predictions.c.id)
         )
         found: dict[int, int | str] = {}
         with self.store.read() as connection:
@@ -64,14 +102,27 @@ class Predicting:
                 await asyncio.wait_for(told, 10)
         return self.answers()
 
+    def settled(self) -> int:
+        with self.store.read() as connection:
+            return read_settled(connection, 1)
 
-def run(folder: Path, scenario: Callable[[Predicting], Awaitable[None]]) -> None:
+
+def run(
+    folder: Path,
+    scenario: Callable[[Predicting], Awaitable[None]],
+    *,
+    instruments: tuple[str, ...] = ("cl51",),
+    worker_count: int = 1,
+    queue_count_max: int = 10_000,
+    database_url: str = "",
+) -> None:
     async def main() -> None:
-        store = open_store(folder)
-        predicting = Predicting(store)
+        store = open_store(folder, instruments=instruments, database_url=database_url)
+        predicting = Predicting(store, worker_count, queue_count_max)
         try:
             await asyncio.wait_for(scenario(predicting), 30)
         finally:
+            predicting.batcher.close()
             predicting.ingest.close()
             store.close()
 
@@ -88,7 +139,7 @@ async def stop(task: asyncio.Task[None]) -> None:
         await task
 
 
-def test_what_was_stored_before_the_start_and_after_it_is_predicted(tmp_path: Path) -> None:
+def test_what_was_stored_before_the_start_and_after_it_is_predicted(tmp_path: Path, database_url: str) -> None:
     async def scenario(predicting: Predicting) -> None:
         await predicting.send(1, 2, 3)
         task = await predicting.start()
@@ -96,7 +147,7 @@ def test_what_was_stored_before_the_start_and_after_it_is_predicted(tmp_path: Pa
         assert await predicting.wait_for(99) == {i: length(i) for i in range(1, 100)}
         await stop(task)
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, database_url=database_url)
 
 
 def test_a_restart_finds_what_was_left_and_repeats_nothing(tmp_path: Path) -> None:
@@ -171,9 +222,11 @@ def test_only_instruments_that_the_analysis_answers_for_are_pending(tmp_path: Pa
         await asyncio.wrap_future(store.write(lambda connection: register(connection, [camera])))
         await asyncio.wrap_future(predicting.ingest.submit(make_bundle(1, instrument="camera")))
         await predicting.send(2)
-        (model,) = await asyncio.wrap_future(store.write(lambda connection: activate_models(connection, [CARD])))
+        card = await predicting.enter_model()
         with store.read() as connection:
-            assert [each.instrument_model for each in find_pending(connection, model, 0, 10)] == ["cl51"]
+            found, until_id = find_pending(connection, card, ALL, 10)
+        assert [each.instrument_model for each in found] == ["cl51"]
+        assert until_id == 2
 
     run(tmp_path, scenario)
 
@@ -198,7 +251,7 @@ def test_a_time_that_only_the_payload_tells_becomes_that_of_the_observation(tmp_
 def test_registering_sets_the_settled_mark_back_since_the_past_may_wait_again(tmp_path: Path) -> None:
     async def scenario(predicting: Predicting) -> None:
         store = predicting.store
-        await asyncio.wrap_future(store.write(lambda connection: activate_models(connection, [CARD])))
+        await predicting.enter_model()
         await asyncio.wrap_future(
             store.write(lambda connection: connection.execute(update(model_versions).values(settled_observation_id=9)))
         )
@@ -208,5 +261,267 @@ def test_registering_sets_the_settled_mark_back_since_the_past_may_wait_again(tm
         await asyncio.wrap_future(store.write(lambda connection: register(connection, [other])))
         with store.read() as connection:
             assert connection.scalar(select(model_versions.c.settled_observation_id)) == 0
+
+    run(tmp_path, scenario)
+
+
+def test_what_is_fresh_does_not_wait_behind_the_backlog(tmp_path: Path, database_url: str) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(*range(1, 401))
+        predicting.pool.workers[0].delay_s = 0.02
+        task = await predicting.start()
+        await predicting.wait_for(8)
+        await predicting.send_fresh(1000, 1001)
+        while 1001 not in (answers := predicting.answers()):
+            await asyncio.wait_for(predicting.predicted.listen(), 10)
+        assert len(answers) < 200
+        queue = predicting.batcher.queues()[0]
+        assert queue.live_count == 0 and queue.backfill_count > 0
+        predicting.pool.workers[0].delay_s = 0.0
+        assert len(await predicting.wait_for(402)) == 402
+        await stop(task)
+
+    run(tmp_path, scenario, database_url=database_url)
+
+
+@pytest.mark.parametrize(
+    ("state", "fresh", "expected"),
+    [
+        (ModelState.ACTIVE, True, Priority.LIVE),
+        (ModelState.ACTIVE, False, Priority.BACKFILL),
+        (ModelState.SHADOW, True, Priority.SHADOW),
+        (ModelState.SHADOW, False, Priority.SHADOW),
+    ],
+)
+def test_what_goes_first_depends_on_the_state_and_on_how_fresh_it_is(
+    tmp_path: Path, state: ModelState, fresh: bool, expected: Priority
+) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        predicting.pool.workers[0].is_away = True
+        task = await predicting.start(state=state)
+        await asyncio.sleep(0.05)  # the mark is set: what comes now is after it
+        await (predicting.send_fresh if fresh else predicting.send)(1)
+        while not any(counts := predicting.batcher.queues()[0][1:4]):
+            await asyncio.sleep(0.01)
+        assert counts == tuple(int(each == expected) for each in Priority)
+        await stop(task)
+        await asyncio.sleep(0)
+        assert predicting.batcher.queues()[0][1:4] == (0, 0, 0)  # what nobody would store leaves the queue
+
+    run(tmp_path, scenario)
+
+
+def test_predictions_of_an_instrument_are_stored_in_order_whichever_worker_was_faster(tmp_path: Path) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        slow, fast = predicting.pool.workers
+        slow.delay_s, fast.delay_s = 0.05, 0.001
+        await predicting.send(*range(1, 101))
+        task = await predicting.start()
+        await asyncio.sleep(0.05)
+        await predicting.send_fresh(*range(101, 151))
+        stored = list(await predicting.wait_for(150))
+        assert [each for each in stored if each <= 100] == list(range(1, 101))
+        assert [each for each in stored if each > 100] == list(range(101, 151))
+        assert slow.jobs and len(fast.jobs) > len(slow.jobs)
+        await stop(task)
+
+    run(tmp_path, scenario, worker_count=2)
+
+
+@given(st.permutations(range(12)))
+def test_answers_come_out_in_the_order_of_the_questions_and_nobody_waits_for_another_instrument(
+    arrivals: list[int],
+) -> None:
+    order: AnswerOrder[int] = AnswerOrder()
+    for each in range(12):
+        order.ask(each % 3, each)
+    out: list[int] = []
+    for count, each in enumerate(arrivals, 1):
+        out += order.answer(each % 3, each, each)
+        for instrument in range(3):
+            answered = {arrived for arrived in arrivals[:count] if arrived % 3 == instrument}
+            mine = list(range(instrument, 12, 3))
+            due = next((i for i, one in enumerate(mine) if one not in answered), len(mine))
+            assert [one for one in out if one % 3 == instrument] == mine[:due]
+
+
+def test_only_so_many_bytes_are_in_memory_and_a_larger_payload_goes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "IN_FLIGHT_BYTES_MAX", 1 << 20)
+
+    async def scenario(predicting: Predicting) -> None:
+        content = [
+            random.Random(i).randbytes(size) for i, size in enumerate((400_000,) * 3 + (3_000_000, 300_000, 300_000))
+        ]
+        await predicting.send_all([make_observation(i, each) for i, each in enumerate(content, 1)])
+        waiting: list[int] = []
+        submit = predicting.batcher.submit
+
+        def watch(key, item, **where):  # type: ignore[no-untyped-def]
+            answer = submit(key, item, **where)
+            waiting.append(len(item.payload))
+            answer.add_done_callback(lambda done: waiting.remove(len(item.payload)))
+            assert len(waiting) == 1 or sum(waiting) <= dispatcher_module.IN_FLIGHT_BYTES_MAX
+            return answer
+
+        monkeypatch.setattr(predicting.batcher, "submit", watch)
+        predicting.pool.workers[0].delay_s = 0.01
+        task = await predicting.start()
+        assert list(await predicting.wait_for(6)) == [1, 2, 3, 4, 5, 6]
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_a_restriction_leaves_out_what_is_not_meant(tmp_path: Path, database_url: str) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        both = [RegisteredInstrument(name=name, instrument_model="cl51") for name in ("cl51", "second")]
+        others = [
+            RegisteredStation(name="payerne", instruments=both),
+            RegisteredStation(name="lindenberg", instruments=both),
+        ]
+        store = predicting.store
+        await asyncio.wrap_future(store.write(lambda connection: register(connection, others)))
+        for number, (station, instrument) in enumerate(
+            [("lindenberg", "cl51"), ("lindenberg", "second"), ("payerne", "cl51"), ("payerne", "second")], 1
+        ):
+            epoch = f"{number:032x}"
+            await predicting.send_all([make_observation(number, station=station, instrument=instrument, epoch=epoch)])
+        card = await predicting.enter_model()
+
+        def pending(restriction: Restriction) -> list[int]:
+            with store.read() as connection:
+                found, until_id = find_pending(connection, replace(card, restriction=restriction), ALL, 10)
+            assert until_id == 4
+            return [each.observation_id for each in found]
+
+        assert pending(Restriction()) == [1, 2, 3, 4]
+        assert pending(Restriction(stations=("payerne",))) == [3, 4]
+        assert pending(Restriction(instruments=("lindenberg/second",))) == [2]
+        assert pending(Restriction(stations=("payerne",), instruments=("lindenberg/second",))) == [2, 3, 4]
+        assert pending(Restriction(instruments=("second",))) == []
+
+    run(tmp_path, scenario, database_url=database_url)
+
+
+def test_a_look_is_short_however_many_others_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.pending.SCAN_IDS_MAX", 5)
+
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(*range(1, 21), instrument="camera")
+        await predicting.send(21)
+        card = await predicting.enter_model()
+        with predicting.store.read() as connection:
+            assert find_pending(connection, card, ALL, 10) == ([], 5)
+        task = await predicting.start()
+        assert await predicting.wait_for(1) == {21: length(21)}
+        await stop(task)
+
+    run(tmp_path, scenario, instruments=("cl51", "camera"))
+
+
+def test_a_mark_that_is_set_back_is_noticed_also_for_what_came_fresh(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.05)
+    monkeypatch.setattr(dispatcher_module, "LOOK_AGAIN_S", 0.05)
+
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(1, 2)
+        task = await predicting.start()
+        await predicting.wait_for(2)
+        await predicting.send_fresh(3, 4)
+        await predicting.wait_for(4)
+        while predicting.settled() < 4:
+            await asyncio.sleep(0.01)
+
+        def retry(connection):  # type: ignore[no-untyped-def]
+            connection.execute(delete(predictions).where(predictions.c.observation_id.in_([2, 3])))
+            connection.execute(update(model_versions).values(settled_observation_id=0))
+
+        await asyncio.wrap_future(predicting.store.write(retry))
+        assert sorted(predicting.answers()) == [1, 4]
+        assert sorted(await predicting.wait_for(4)) == [1, 2, 3, 4]
+        while predicting.settled() < 4:
+            await asyncio.sleep(0.01)
+        assert predicting.batcher.counts.observations == 6
+        await stop(task)
+
+    run(tmp_path, scenario, database_url=database_url)
+
+
+def test_the_mark_stays_behind_what_is_not_stored_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.03)
+
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(1, 2, 3)
+        task = await predicting.start()
+        await predicting.wait_for(3)
+        predicting.pool.workers[0].is_away = True
+        await predicting.send_fresh(4)
+        while predicting.settled() < 3:
+            await asyncio.sleep(0.01)
+        await predicting.send(5)
+        await asyncio.sleep(0.2)
+        assert predicting.settled() == 3
+        predicting.pool.workers[0].is_away = False
+        predicting.batcher.on_ready()
+        await predicting.wait_for(5)
+        while predicting.settled() < 5:
+            await asyncio.sleep(0.01)
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_however_often_it_is_stopped_each_observation_is_predicted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.01)
+    monkeypatch.setattr(dispatcher_module, "BACKLOG_WAIT_S", 0.001)
+
+    async def scenario(predicting: Predicting) -> None:
+        predicting.pool.workers[0].delay_s = 0.002
+        await predicting.send(*range(1, 101))
+        for stopped_after_ms in range(0, 60, 3):
+            task = await predicting.start()
+            await predicting.send_fresh(1000 + stopped_after_ms)
+            await asyncio.sleep(stopped_after_ms / 1000)
+            await stop(task)
+        task = await predicting.start()
+        answers = await predicting.wait_for(120)  # which sees to it that none is there twice
+        assert sorted(answers) == [*range(1, 101), *range(1000, 1060, 3)]
+        assert all(answers[each] == length(each) for each in answers)
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_a_full_queue_makes_the_dispatcher_wait_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "OVERLOAD_WAIT_S", 0.005)
+
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(*range(1, 51))
+        task = await predicting.start()
+        assert list(await predicting.wait_for(50)) == list(range(1, 51))
+        assert predicting.batcher.counts.refused > 0
+        await stop(task)
+
+    run(tmp_path, scenario, queue_count_max=4)
+
+
+def test_a_model_version_that_is_taken_out_of_service_ends_its_dispatcher(tmp_path: Path) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        predicting.pool.workers[0].is_away = True
+        await predicting.send(1)
+        task = await predicting.start()
+        while not predicting.batcher.queues()[0].backfill_count:
+            await asyncio.sleep(0.01)
+        predicting.batcher.remove_model(LENGTH)
+        with pytest.raises(TryAgainError, match="taken out of service"):
+            await asyncio.wait_for(task, 5)
 
     run(tmp_path, scenario)
