@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from fieldpost.errors import InvalidRequestError
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """gRPC's own limit of 4 MiB is below one NetCDF file of some instruments."""
 
@@ -42,3 +44,27 @@ class Tls:
     def credentials(self) -> grpc.ChannelCredentials:
         """The same, as gRPC wants it."""
         return grpc.ssl_channel_credentials(self.root_certificates, self.private_key, self.certificate)
+
+
+def channel_credentials(tls: Tls | None, token: str | None) -> grpc.ChannelCredentials | None:
+    """What a connection is secured by; None for one in the clear.
+
+    Args:
+        tls: How to prove who is who.
+        token: What the server's operator gave the caller, sent with every call.
+
+    Raises:
+        InvalidRequestError: There is a token without TLS, or one that no header can hold.
+    """
+    if tls is None:
+        if token is not None:
+            raise InvalidRequestError(
+                "expected TLS together with a token, but got a token alone",
+                hint="a token in the clear is everybody's: give tls=Tls(...) too",
+            )
+        return None
+    if token is None:
+        return tls.credentials()
+    if not token or not token.isascii() or any(letter.isspace() for letter in token):
+        raise InvalidRequestError("expected a token of printable ASCII characters without spaces, but got another")
+    return grpc.composite_channel_credentials(tls.credentials(), grpc.access_token_call_credentials(token))

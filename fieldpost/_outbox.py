@@ -10,16 +10,19 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeAlias
 
+from fieldpost._sending import UPLOAD_FROM_BYTES
 from fieldpost._times import Moment, to_timestamp, unix_nanos
+from fieldpost._uploading import FileObservation, Sendable
 from fieldpost.errors import InvalidRequestError
 from fieldpost.names import check_epoch, check_name
 from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb
 
-Item: TypeAlias = tuple[str, bytes, Moment | None]
-"""(instrument, the instrument's bytes, when it measured; None where only the bytes tell)."""
+Item: TypeAlias = tuple[str, bytes | Path, Moment | None]
+"""(instrument, its bytes or the file that holds them, when it measured; None where only the bytes tell)."""
 
 
 def new_epoch() -> str:
@@ -76,13 +79,53 @@ class Outbox:
             InvalidRequestError: measure_time is no instant.
         """
         payload, encoding = encode_payload(content)
+        digest = hashlib.sha256(content).digest()
+        header = self._header(instrument, digest, len(content), encoding, measure_time, origin)
+        return pb.Observation(header=header, payload=payload)
+
+    def file(
+        self, instrument: str, path: Path | str, measure_time: Moment | None = None, *, origin: str | None = None
+    ) -> Sendable:
+        """The next observation of the series, from a file; a large one is never whole in memory.
+
+        Args:
+            instrument: Its instrument, as registered at the server.
+            path: The file. A large one is read once now, for its SHA-256, and again as it is sent.
+            measure_time: When it measured; None where only the bytes tell.
+            origin: Where the bytes came from; the file's name where left out.
+
+        Raises:
+            InvalidObservationError: The instrument's name breaks the rule for names.
+            InvalidRequestError: measure_time is no instant.
+            OSError: The file cannot be read.
+        """
+        path = Path(path)
+        origin = path.name if origin is None else origin
+        if path.stat().st_size < UPLOAD_FROM_BYTES:
+            return self.observation(instrument, path.read_bytes(), measure_time, origin=origin)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+            size = file.tell()
+        # As it is: who packs it must do so twice, and to the same bytes, where an upload is resumed.
+        header = self._header(instrument, digest, size, pb.PAYLOAD_ENCODING_IDENTITY, measure_time, origin)
+        return FileObservation(header, path)
+
+    def _header(
+        self,
+        instrument: str,
+        digest: bytes,
+        payload_bytes: int,
+        encoding: pb.PayloadEncoding.ValueType,
+        measure_time: Moment | None,
+        origin: str,
+    ) -> pb.ObservationHeader:
         header = pb.ObservationHeader(
             station=self.station,
             instrument=check_name("instrument", instrument),
             epoch=self.epoch,
             sequence=self.next_sequence,
-            sha256=hashlib.sha256(content).digest(),
-            payload_bytes=len(content),
+            sha256=digest,
+            payload_bytes=payload_bytes,
             payload_encoding=encoding,
             payload_format=self.payload_format,
             measure_time=None if measure_time is None else to_timestamp(unix_nanos(measure_time)),
@@ -90,14 +133,20 @@ class Outbox:
             origin=origin,
         )
         self.next_sequence += 1  # only now: an item that was refused takes no number
-        return pb.Observation(header=header, payload=payload)
+        return header
 
-    def number(self, items: Iterable[Item]) -> Iterator[pb.Observation]:
+    def number(self, items: Iterable[Item]) -> Iterator[Sendable]:
         """Makes an observation of each item, as they are asked for."""
-        for instrument, content, measure_time in items:
-            yield self.observation(instrument, content, measure_time)
+        for item in items:
+            yield self._of_item(item)
 
-    async def number_async(self, items: AsyncIterable[Item]) -> AsyncIterator[pb.Observation]:
+    async def number_async(self, items: AsyncIterable[Item]) -> AsyncIterator[Sendable]:
         """The same, for items that come asynchronously."""
-        async for instrument, content, measure_time in items:
-            yield self.observation(instrument, content, measure_time)
+        async for item in items:
+            yield self._of_item(item)
+
+    def _of_item(self, item: Item) -> Sendable:
+        instrument, content, measure_time = item
+        if isinstance(content, Path):
+            return self.file(instrument, content, measure_time)
+        return self.observation(instrument, content, measure_time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
 from fieldpost._table import PredictionTable, json_rows
 from fieldpost._times import from_timestamp, iso_utc
@@ -27,7 +29,7 @@ def table_lines(table: PredictionTable) -> Iterator[str]:
     names = list(table.variables)
     head = ["time (UTC)", "station", "instrument", "analysis", *names]
     units = ["", "", "", "", *(table.units[name] for name in names)]
-    return _aligned([head, units, *_cells(table, missing="-", digits=6)], right_from=4)
+    return aligned([head, units, *_cells(table, missing="-", digits=6)], right_from=4)
 
 
 def csv_lines(table: PredictionTable) -> Iterator[str]:
@@ -46,21 +48,28 @@ def _csv_line(cells: Sequence[str]) -> str:
 
 def _cells(table: PredictionTable, *, missing: str, digits: int) -> Iterator[list[str]]:
     nanos = table.time.view(np.int64)
+    columns = [_column(table, name, missing, digits) for name in table.variables]
     for row in range(len(table)):
         yield [
             iso_utc(int(nanos[row])),
             str(table.station[row]),
             str(table.instrument[row]),
             f"{table.analysis[row]}@{table.model_version[row]}",
-            *(_number(float(values[row]), missing, digits) for values in table.variables.values()),
+            *(column[row] for column in columns),
         ]
+
+
+def _column(table: PredictionTable, name: str, missing: str, digits: int) -> list[str]:
+    if name in table.flag_meanings:
+        return [missing if label is None else label for label in table.labels(name)]
+    return [_number(value, missing, digits) for value in table[name].tolist()]
 
 
 def _number(value: float, missing: str, digits: int) -> str:
     return missing if math.isnan(value) else f"{value:.{digits}g}"
 
 
-def _aligned(rows: list[list[str]], *, right_from: int) -> Iterator[str]:
+def aligned(rows: list[list[str]], *, right_from: int) -> Iterator[str]:
     """Rows as lines with columns below each other; those from right_from on are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -80,7 +89,9 @@ def watch_line(row: dict[str, object]) -> str:
 
 
 def _watched(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "-"
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def station_lines(stations: Iterable[pb.Station]) -> Iterator[str]:
@@ -94,7 +105,7 @@ def station_lines(stations: Iterable[pb.Station]) -> Iterator[str]:
         rows += [[station.station, online, backlog, *_instrument_cells(each)] for each in instruments]
         if not instruments:
             rows.append([station.station, online, backlog, "-", "-", "-", "-"])
-    yield from _aligned(rows, right_from=len(rows[0]))
+    yield from aligned(rows, right_from=len(rows[0]))
     for station in stations:
         for alarm in station.status.alarms:
             yield f"ALARM  {station.station}: {alarm}"
@@ -105,9 +116,12 @@ def _instrument_cells(instrument: pb.Instrument) -> list[str]:
     return [instrument.instrument, instrument.instrument_model or "-", str(instrument.observation_count), last]
 
 
-def station_json(station: pb.Station) -> str:
-    """One station as one line of JSON, with the field names of the protocol; NaN is null, counts are numbers."""
-    facts = MessageToDict(station, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def message_json(message: Message) -> str:
+    """A message as one line of JSON, with the field names of the protocol.
+
+    NaN is null, numbers are numbers, and a SHA-256 is hexadecimal, as everywhere else.
+    """
+    facts = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     return json.dumps(_plain(facts), allow_nan=False)
 
 
@@ -117,8 +131,12 @@ def _plain(value: object, name: str = "") -> object:
         return {key: _plain(each, key) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, name) for each in value]
-    if name.endswith(("_count", "_bytes", "_sequence")) and isinstance(value, str):
+    if not isinstance(value, str):
+        return value
+    if name.endswith(("_count", "_bytes", "_sequence", "sequence", "_id", "_nanos")) and value.lstrip("-").isdecimal():
         return int(value)
-    if name.endswith(("_deg", "_m")) and isinstance(value, str):
+    if name == "sha256":
+        return base64.b64decode(value).hex()
+    if name.endswith(("_deg", "_m", "_s", "_ratio", "_difference")) and value in ("NaN", "Infinity", "-Infinity"):
         return None
     return value

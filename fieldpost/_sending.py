@@ -1,12 +1,16 @@
-"""Groups observations into bundles, and adds up what the receipts say of them. Sends nothing itself."""
+"""Groups observations into bundles, and adds up what the receipts say of them. Sends nothing itself.
+
+An observation so large that beginning it again would hurt goes by itself, in pieces.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from fieldpost._channel import MAX_MESSAGE_BYTES
-from fieldpost.errors import InvalidObservationError
+from fieldpost._uploading import FileObservation, Sendable, encoded_bytes
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import ingest_service_pb2, receipt_pb2
 from fieldpost.v1 import observation_pb2 as pb
@@ -14,8 +18,12 @@ from fieldpost.v1 import observation_pb2 as pb
 BUNDLE_MAX_COUNT = 64
 """Measured: 64 observations of 8 KB a message are 8 to 11 times as fast as one; beyond there is little to gain."""
 BUNDLE_MAX_BYTES = 1024 * 1024
-OBSERVATION_MAX_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
 BUNDLES_IN_FLIGHT = 8
+UPLOAD_FROM_BYTES = 8 * 1024 * 1024
+"""A message that was cut begins anew, an upload goes on; and eight such messages may be on the way at once."""
+
+Progress: TypeAlias = Callable[[int], None]
+"""Told how many of the instruments' bytes have their answer, so far."""
 
 
 class Bundler:
@@ -32,20 +40,12 @@ class Bundler:
         self._held: list[pb.Observation] = []
         self._held_bytes = 0
 
-    def add(self, observation: pb.Observation) -> list[pb.Bundle]:
-        """Takes one more observation; returns the bundles that are complete now: none, one or two.
-
-        Raises:
-            InvalidObservationError: It is larger than any message may be.
-        """
+    def add(self, observation: Sendable) -> list[pb.Bundle | Sendable]:
+        """Takes one more observation; returns what is complete now: bundles, and observations that go by themselves."""
+        if isinstance(observation, FileObservation) or encoded_bytes(observation) >= UPLOAD_FROM_BYTES:
+            return [*self.rest(), observation]
         size = observation.ByteSize()
-        if size > OBSERVATION_MAX_BYTES:
-            raise InvalidObservationError(
-                f"expected an observation of at most {OBSERVATION_MAX_BYTES} bytes, but got {size} "
-                f"({_name(observation)})",
-                hint="split it at the source; the server takes no larger message",
-            )
-        complete = []
+        complete: list[pb.Bundle | Sendable] = []
         if self._held and (self._held_bytes + size > self._max_bytes or not _follows(self._held[-1], observation)):
             complete += self.rest()
         self._held.append(observation)
@@ -54,15 +54,10 @@ class Bundler:
             complete += self.rest()
         return complete
 
-    def rest(self) -> list[pb.Bundle]:
+    def rest(self) -> list[pb.Bundle | Sendable]:
         """Returns what is held as a bundle; an empty list where nothing is."""
         held, self._held, self._held_bytes = self._held, [], 0
         return [pb.Bundle(observations=held)] if held else []
-
-
-def _name(observation: pb.Observation) -> str:
-    header = observation.header
-    return f"{header.station}/{header.instrument}, epoch {header.epoch}, sequence {header.sequence}"
 
 
 def _follows(before: pb.Observation, after: pb.Observation) -> bool:
@@ -114,21 +109,34 @@ class SendReport:
 
 
 class Tally:
-    """Adds up bundles sent and receipts got, to a SendReport."""
+    """Adds up what was sent, in order, and the receipts got, in the same order, to a SendReport.
 
-    def __init__(self) -> None:
+    Args:
+        progress: Told after each receipt, and now and then while a large observation is on its way.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._done_bytes = 0
+        self._unanswered_bytes: deque[int] = deque()
         self._sent_count = 0
         self._sent: dict[tuple[str, str], RangeSet] = {}
         self._held: dict[tuple[str, str], RangeSet] = {}
         self._refused: dict[tuple[str, str, int], RefusedObservation] = {}
         self._duplicate_count = 0
 
-    def add_sent(self, bundle: pb.Bundle) -> None:
-        """Counts a bundle that was sent."""
-        for observation in bundle.observations:
-            header = observation.header
+    def add_sent(self, part: pb.Bundle | Sendable) -> None:
+        """Counts a bundle, or an observation that goes by itself."""
+        headers = [each.header for each in part.observations] if isinstance(part, pb.Bundle) else [part.header]
+        for header in headers:
             self._sent.setdefault((header.station, header.epoch), RangeSet()).add(header.sequence)
-        self._sent_count += len(bundle.observations)
+        self._sent_count += len(headers)
+        self._unanswered_bytes.append(sum(header.payload_bytes for header in headers))
+
+    def note_upload(self, done_bytes: int) -> None:
+        """Notes how much of the large observation that is on its way is held."""
+        if self._progress is not None:
+            self._progress(self._done_bytes + done_bytes)
 
     def add_receipt(self, receipt: receipt_pb2.Receipt) -> None:
         """Counts what a receipt says."""
@@ -139,6 +147,8 @@ class Tally:
         for no in receipt.rejections:
             self._refused[*key, no.sequence] = RefusedObservation(*key, no.sequence, no.reason, no.detail)
         self._duplicate_count += receipt.duplicate_count
+        self._done_bytes += self._unanswered_bytes.popleft()
+        self.note_upload(0)
 
     def report(self) -> SendReport:
         """The sum so far."""

@@ -8,6 +8,7 @@ from fieldpost.errors import (
     BrokenStateError,
     FieldpostError,
     InvalidRequestError,
+    NotAllowedError,
     OfflineError,
     OverloadedError,
     RejectedError,
@@ -16,7 +17,7 @@ from fieldpost.errors import (
 )
 
 _REACH = "check that the server runs and that its address and the network are right, then try again"
-_CERTIFICATE = "give the certificate and key that the server's operator issued to you (Tls)"
+_CERTIFICATE = "give the certificate and key, or the token, that the server's operator issued to you"
 _OPERATOR = "the server's log says more; tell its operator"
 _VERSIONS = "client and server are of different versions; install the client version of the server"
 
@@ -30,7 +31,10 @@ ERRORS: dict[grpc.StatusCode, tuple[type[FieldpostError], str]] = {
     ),
     grpc.StatusCode.NOT_FOUND: (UnknownInstrumentError, "check the names; `fieldpost stations` lists those there are"),
     grpc.StatusCode.ALREADY_EXISTS: (RejectedError, "it is there already; nothing needs to be done"),
-    grpc.StatusCode.PERMISSION_DENIED: (RejectedError, _CERTIFICATE),
+    grpc.StatusCode.PERMISSION_DENIED: (
+        NotAllowedError,
+        "ask the server's operator for the right to do this",
+    ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (OverloadedError, "try again later, or send less at once"),
     grpc.StatusCode.FAILED_PRECONDITION: (RejectedError, "bring about first what the message names"),
     grpc.StatusCode.ABORTED: (TryAgainError, "try again"),
@@ -39,7 +43,7 @@ ERRORS: dict[grpc.StatusCode, tuple[type[FieldpostError], str]] = {
     grpc.StatusCode.INTERNAL: (BrokenStateError, _OPERATOR),
     grpc.StatusCode.UNAVAILABLE: (OfflineError, _REACH),
     grpc.StatusCode.DATA_LOSS: (BrokenStateError, _OPERATOR),
-    grpc.StatusCode.UNAUTHENTICATED: (RejectedError, _CERTIFICATE),
+    grpc.StatusCode.UNAUTHENTICATED: (NotAllowedError, _CERTIFICATE),
 }
 
 

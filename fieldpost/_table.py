@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ class PredictionTable:
         variables: The quantities by name, each (rows,), float32, in units[name]; NaN where missing.
         units: The UDUNITS string of each variable.
         failures: The predictions that have no value, whose `failure` says why. They have no row.
+        flag_meanings: By name of the variable whose values are numbers of classes: what 0, 1, 2 and so on mean.
     """
 
     time: NDArray[np.datetime64]
@@ -43,6 +44,7 @@ class PredictionTable:
     variables: dict[str, NDArray[np.float32]]
     units: dict[str, str]
     failures: tuple[pb.Prediction, ...]
+    flag_meanings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -54,6 +56,10 @@ class PredictionTable:
         except KeyError:
             known = ", ".join(self.variables) or "none: the table is empty"
             raise KeyError(f"expected one of the variables ({known}), but got {name!r}") from None
+
+    def labels(self, name: str) -> list[str | None]:
+        """The names of the classes that a variable predicts, one a row; None where it is missing."""
+        return label_names(self.flag_meanings, name, self[name])
 
     def __repr__(self) -> str:
         names = ", ".join(f"{name} ({self.units[name]})" for name in self.variables)
@@ -105,6 +111,7 @@ def to_table(predictions: Iterable[pb.Prediction]) -> PredictionTable:
         variables={name: _variable(name, answered, counts)[order] for name in units},
         units=units,
         failures=tuple(failures),
+        flag_meanings=_flag_meanings(answered),
     )
 
 
@@ -120,6 +127,29 @@ def _units(predictions: list[pb.Prediction]) -> dict[str, str]:
                     hint="ask for one analysis and one model_version",
                 )
     return units
+
+
+def _flag_meanings(predictions: list[pb.Prediction]) -> dict[str, tuple[str, ...]]:
+    meanings: dict[str, tuple[str, ...]] = {}
+    for prediction in predictions:
+        for variable in prediction.variables:
+            meant = tuple(variable.flag_meanings)
+            if meant and meanings.setdefault(variable.name, meant) != meant:
+                raise InvalidRequestError(
+                    f"expected the classes of {variable.name} to mean the same, but got "
+                    f"{meanings[variable.name]} and {meant} (from {prediction.analysis}@{prediction.model_version})",
+                    hint="ask for one analysis and one model_version",
+                )
+    return meanings
+
+
+def label_names(flag_meanings: Mapping[str, Sequence[str]], name: str, values: NDArray[np.float32]) -> list[str | None]:
+    """The names of classes; None where a value is none of them."""
+    meanings = flag_meanings.get(name)
+    if meanings is None:
+        known = ", ".join(flag_meanings) or "none"
+        raise KeyError(f"expected a variable whose values are classes ({known}), but got {name!r}")
+    return [meanings[int(value)] if 0 <= value < len(meanings) else None for value in values.tolist()]
 
 
 def _variable(name: str, predictions: list[pb.Prediction], counts: list[int]) -> NDArray[np.float32]:
@@ -144,8 +174,19 @@ def _values(prediction: pb.Prediction, variable: pb.Variable) -> list[float]:
     return list(variable.values)
 
 
+def _shown(prediction: pb.Prediction, variable: pb.Variable) -> Sequence[float | str | None]:
+    values = _values(prediction, variable)
+    if variable.flag_meanings:
+        name = variable.name
+        return label_names({name: variable.flag_meanings}, name, np.array(values, np.float32))
+    return [value if math.isfinite(value) else None for value in values]
+
+
 def json_rows(prediction: pb.Prediction) -> Iterator[dict[str, object]]:
-    """One prediction as rows for JSON: one for each sample, or one with its failure. NaN and infinity become None."""
+    """One prediction as rows for JSON: one for each sample, or one with its failure.
+
+    NaN and infinity become None, and a class its name.
+    """
     base: dict[str, object] = {
         "prediction_id": prediction.prediction_id,
         "station": prediction.station,
@@ -156,7 +197,7 @@ def json_rows(prediction: pb.Prediction) -> Iterator[dict[str, object]]:
     if prediction.failure:
         yield {"time": iso_utc(from_timestamp(prediction.measure_time)), **base, "failure": prediction.failure}
         return
-    columns = {variable.name: _values(prediction, variable) for variable in prediction.variables}
+    columns = {variable.name: _shown(prediction, variable) for variable in prediction.variables}
     for row, nanos in enumerate(prediction.sample_unix_nanos):
-        values = {name: column[row] if math.isfinite(column[row]) else None for name, column in columns.items()}
+        values = {name: column[row] for name, column in columns.items()}
         yield {"time": iso_utc(nanos), **base, **values}

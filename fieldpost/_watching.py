@@ -2,72 +2,102 @@
 
 from __future__ import annotations
 
-from fieldpost.errors import FieldpostError, TryAgainError
-from fieldpost.v1 import prediction_pb2
-from fieldpost.v1 import predictions_service_pb2 as pb
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-RETRY_FIRST_S = 0.2
-RETRY_MAX_S = 30.0
+from google.protobuf.message import Message
+
+from fieldpost._resuming import Patience
+from fieldpost.v1 import observations_service_pb2, prediction_pb2, predictions_service_pb2
+
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response")
+_Item = TypeVar("_Item")
 
 
-def retry_delay_s(attempt: int, chance: float) -> float:
-    """How long to wait before an attempt.
+@dataclass(frozen=True, slots=True)
+class Numbering(Generic[_Request, _Response, _Item]):
+    """How what is watched is numbered.
 
-    Doubles from one attempt to the next up to a ceiling. Half of it is left to chance, so that a thousand clients of
-    a server that comes back do not come back in the same instant.
-
-    Args:
-        attempt: 0 for the first attempt after a failure.
-        chance: A random number in [0, 1).
+    Attributes:
+        resume_at: Puts the number to resume after into a request.
+        items: What a response holds.
+        number: The number of an item.
+        seen: Up to which number a response has told of everything.
     """
-    return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(attempt, 20)) * (0.5 + 0.5 * chance))
+
+    resume_at: Callable[[_Request, int], None]
+    items: Callable[[_Response], Iterable[_Item]]
+    number: Callable[[_Item], int]
+    seen: Callable[[_Response], int]
 
 
-class WatchState:
+def _after_prediction(request: predictions_service_pb2.WatchPredictionsRequest, number: int) -> None:
+    request.after_prediction_id = number
+
+
+def _after_observation(request: observations_service_pb2.WatchObservationsRequest, number: int) -> None:
+    request.after_observation_id = number
+
+
+PREDICTIONS: Numbering[
+    predictions_service_pb2.WatchPredictionsRequest,
+    predictions_service_pb2.WatchPredictionsResponse,
+    prediction_pb2.Prediction,
+] = Numbering(
+    _after_prediction,
+    lambda response: response.predictions,
+    lambda prediction: prediction.prediction_id,
+    lambda response: response.seen_prediction_id,
+)
+OBSERVATIONS: Numbering[
+    observations_service_pb2.WatchObservationsRequest,
+    observations_service_pb2.WatchObservationsResponse,
+    observations_service_pb2.HeldObservation,
+] = Numbering(
+    _after_observation,
+    lambda response: response.observations,
+    lambda observation: observation.observation_id,
+    lambda response: response.seen_observation_id,
+)
+
+
+class WatchState(Generic[_Request, _Response, _Item]):
     """The place that a watch has reached.
 
-    A watch that could not even begin is an error: a wrong address would else be a silence.
-
     Args:
-        request: Which predictions.
-        after_prediction_id: Resume after this one; None for only what is made from now on.
+        numbering: What is watched.
+        query: Which of them, without a place.
+        after_id: Resume after this one; None for only what comes from now on.
         resume: Whether to go on by itself after a broken connection.
     """
 
-    def __init__(self, request: pb.WatchPredictionsRequest, after_prediction_id: int | None, *, resume: bool) -> None:
-        self._query = request
-        self._resume = resume
-        self._has_begun = False
-        self._attempt = 0
-        self.after_prediction_id = after_prediction_id
+    def __init__(
+        self, numbering: Numbering[_Request, _Response, _Item], query: _Request, after_id: int | None, *, resume: bool
+    ) -> None:
+        self.numbering = numbering
+        self.patience = Patience(None if resume else 0)
+        self.after_id = after_id
+        self._query = query
 
-    def request(self) -> pb.WatchPredictionsRequest:
+    def request(self) -> _Request:
         """The request that goes on where the watch stands."""
-        request = pb.WatchPredictionsRequest()
+        request: _Request = type(self._query)()
         request.CopyFrom(self._query)
-        if self.after_prediction_id is not None:
-            request.after_prediction_id = self.after_prediction_id
+        if self.after_id is not None:
+            self.numbering.resume_at(request, self.after_id)
         return request
 
-    def begin(self) -> None:
-        """Notes that the server has begun: only what happens from now on is resumed."""
-        self._has_begun = True
-
-    def take(self, response: pb.WatchPredictionsResponse) -> list[prediction_pb2.Prediction]:
+    def take(self, response: _Response) -> list[_Item]:
         """What is new in a response. Nothing is handed over twice."""
-        self._attempt = 0
+        self.patience.progress()
         fresh = []
-        for prediction in response.predictions:
-            if self.after_prediction_id is None or prediction.prediction_id > self.after_prediction_id:
-                self.after_prediction_id = prediction.prediction_id
-                fresh.append(prediction)
+        for item in self.numbering.items(response):
+            number = self.numbering.number(item)
+            if self.after_id is None or number > self.after_id:
+                self.after_id = number
+                fresh.append(item)
         # Also where nothing came, or nothing that was asked for: a watch of what is made from now on has its place.
-        self.after_prediction_id = max(self.after_prediction_id or 0, response.seen_prediction_id)
+        self.after_id = max(self.after_id or 0, self.numbering.seen(response))
         return fresh
-
-    def delay_after_s(self, error: FieldpostError, chance: float) -> float | None:
-        """How long to wait after a failure before going on; None where the watch ends with the error."""
-        if not (self._resume and self._has_begun) or not isinstance(error, TryAgainError):
-            return None
-        self._attempt += 1
-        return retry_delay_s(self._attempt - 1, chance)

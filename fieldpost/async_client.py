@@ -9,40 +9,60 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-from grpc import aio
 
-from fieldpost._channel import DEFAULT_TIMEOUT_S, OPTIONS, Tls
+from fieldpost._answers import Answer
+from fieldpost._async_connection import AsyncConnection
+from fieldpost._async_predicting import AsyncPredictor
+from fieldpost._async_sending import AsyncSender, upload
+from fieldpost._channel import DEFAULT_TIMEOUT_S, Tls
 from fieldpost._commands import COMMAND_TIMEOUT_S, check_result
-from fieldpost._requests import PredictionQuery, WatchQuery, list_request, next_page, watch_request
-from fieldpost._sending import BUNDLES_IN_FLIGHT, Bundler, SendReport, Tally, send_request
-from fieldpost._status import ended_early, error_for, error_from, no_answer, watch_ended
+from fieldpost._models import AsyncModels
+from fieldpost._observation_requests import (
+    ObservationQuery,
+    WatchObservationsQuery,
+    WhichObservation,
+    content_pages,
+    observation_filter,
+    read_request,
+)
+from fieldpost._predict_desk import predict_item, target
+from fieldpost._reading import Reading, held_content
+from fieldpost._requests import (
+    PredictionQuery,
+    RetryQuery,
+    WatchQuery,
+    list_request,
+    prediction_pages,
+    retry_request,
+    watch_request,
+)
+from fieldpost._sending import Progress, SendReport, Tally
+from fieldpost._status import error_from, watch_ended
 from fieldpost._table import PredictionTable, to_table
-from fieldpost._watching import WatchState
-from fieldpost.errors import BrokenStateError, FieldpostError, OfflineError
-from fieldpost.v1 import command_pb2, ingest_service_pb2, predictions_service_pb2, receipt_pb2, stations_service_pb2
-from fieldpost.v1 import observation_pb2 as pb
+from fieldpost._times import Moment
+from fieldpost._uploading import Sendable
+from fieldpost._watching import OBSERVATIONS, PREDICTIONS, WatchState
+from fieldpost.errors import FieldpostError, OfflineError, UnknownObservationError
+from fieldpost.v1 import capacity_service_pb2, command_pb2, observations_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1.capacity_service_pb2_grpc import CapacityStub
+from fieldpost.v1.inference_service_pb2_grpc import InferenceStub
 from fieldpost.v1.ingest_service_pb2_grpc import IngestStub
+from fieldpost.v1.models_service_pb2_grpc import ModelsStub
+from fieldpost.v1.observations_service_pb2 import HeldObservation
+from fieldpost.v1.observations_service_pb2_grpc import ObservationsStub
 from fieldpost.v1.prediction_pb2 import Prediction
 from fieldpost.v1.predictions_service_pb2_grpc import PredictionsStub
 from fieldpost.v1.stations_service_pb2_grpc import StationsStub
 
 logger = logging.getLogger(__name__)
 
-
-_Response = TypeVar("_Response")
-_SendCall: TypeAlias = "aio.StreamStreamCall[ingest_service_pb2.SendRequest, ingest_service_pb2.SendResponse]"
-
-
-_WatchCall: TypeAlias = (
-    "aio.UnaryStreamCall[predictions_service_pb2.WatchPredictionsRequest, "
-    "predictions_service_pb2.WatchPredictionsResponse]"
-)
+_Item = TypeVar("_Item")
 
 
 class AsyncClient:
@@ -51,24 +71,39 @@ class AsyncClient:
     Args:
         address: The server, as "host:port".
         tls: How to prove who is who; without it the connection is in the clear.
+        token: What the server's operator gave you, where it asks for one; only with tls.
         timeout_s: How long one answer may take. A watch may be silent for ever.
+
+    Attributes:
+        address: The server.
+        models: The calls about models: submit, list, get, shadow, activate, roll_back, retire, restrict.
     """
 
-    def __init__(self, address: str, *, tls: Tls | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: Tls | None = None,
+        token: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
         self.address = address
-        self._timeout_s = timeout_s
         self._is_closed = False
-        self._channel = (
-            aio.secure_channel(address, tls.credentials(), OPTIONS) if tls else aio.insecure_channel(address, OPTIONS)
-        )
-        self._ingest = IngestStub(self._channel)
-        self._predictions = PredictionsStub(self._channel)
-        self._stations = StationsStub(self._channel)
+        self._connection = AsyncConnection(address, tls, token, timeout_s)
+        channel = self._connection.channel
+        self._ingest = IngestStub(channel)
+        self._observations = ObservationsStub(channel)
+        self._predictions = PredictionsStub(channel)
+        self._stations = StationsStub(channel)
+        self._capacity = CapacityStub(channel)
+        self._predictor = AsyncPredictor(self._connection, InferenceStub(channel))
+        self.models = AsyncModels(self._connection, ModelsStub(channel))
 
     async def close(self) -> None:
         """Ends what is under way, watches included, and the connection."""
         self._is_closed = True
-        await self._channel.close()
+        await self._predictor.close()
+        await self._connection.channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,70 +113,88 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def send(self, observations: AsyncIterable[pb.Observation] | Iterable[pb.Observation]) -> SendReport:
+    async def send(
+        self, observations: AsyncIterable[Sendable] | Iterable[Sendable], *, progress: Progress | None = None
+    ) -> SendReport:
         """Sends observations, and returns when each has its answer; see Client.send."""
-        tally = Tally()
-        async for receipt in self._send(observations, tally):
+        tally = Tally(progress)
+        async for receipt in AsyncSender(self._connection, self._ingest, tally).receipts(observations):
             tally.add_receipt(receipt)
         return tally.report()
 
     def send_each(
-        self, observations: AsyncIterable[pb.Observation] | Iterable[pb.Observation]
+        self, observations: AsyncIterable[Sendable] | Iterable[Sendable]
     ) -> AsyncIterator[receipt_pb2.Receipt]:
         """Sends observations while it is iterated; yields the receipts; see Client.send_each."""
-        return self._send(observations, Tally())
+        return AsyncSender(self._connection, self._ingest, Tally()).receipts(observations)
 
-    async def _send(
-        self, observations: AsyncIterable[pb.Observation] | Iterable[pb.Observation], tally: Tally
-    ) -> AsyncIterator[receipt_pb2.Receipt]:
-        call = self._ingest.Send()
-        status = _FirstStatus(call)
-        in_flight = 0
-        try:
-            async for bundle in _bundles(observations):
-                tally.add_sent(bundle)
-                await self._write(call, bundle, status)
-                in_flight += 1
-                if in_flight == BUNDLES_IN_FLIGHT:
-                    yield await self._next_receipt(call)
-                    in_flight -= 1
-            await self._in_time(call.done_writing())
-            for _ in range(in_flight):
-                yield await self._next_receipt(call)
-            await self._in_time(call.read())  # the status: OK, or why the server is not content after all
-        finally:
-            call.cancel()
+    async def upload(self, observation: Sendable, *, progress: Progress | None = None) -> SendReport:
+        """Sends one observation in pieces, of any size; see Client.upload."""
+        tally = Tally(progress)
+        tally.add_sent(observation)
+        tally.add_receipt(await upload(self._connection, self._ingest, observation, tally.note_upload))
+        return tally.report()
 
-    async def _write(self, call: _SendCall, bundle: pb.Bundle, status: _FirstStatus) -> None:
-        try:
-            await self._in_time(call.write(send_request(bundle)))
-        except (asyncio.InvalidStateError, BrokenStateError) as error:  # the call is over
-            if status.code in (None, grpc.StatusCode.OK):
-                raise ended_early(self.address) from error
-            raise error_for(status.code, status.details, self.address) from error
+    async def observations(self, **query: Unpack[ObservationQuery]) -> list[HeldObservation]:
+        """Lists what is known of observations that the server holds, by measure time; see Client.observations."""
+        return [held async for held in self.iter_observations(**query)]
 
-    async def _next_receipt(self, call: _SendCall) -> receipt_pb2.Receipt:
-        response = await self._in_time(call.read())
-        if not isinstance(response, ingest_service_pb2.SendResponse):  # aio.EOF
-            raise ended_early(self.address)
-        return response.receipt
+    def iter_observations(self, **query: Unpack[ObservationQuery]) -> AsyncIterator[HeldObservation]:
+        """The same one by one; never holds more than a page of them."""
+        return self._observation_pages(observation_filter(**query))
+
+    async def _observation_pages(
+        self, wanted: observations_service_pb2.ObservationFilter
+    ) -> AsyncIterator[HeldObservation]:
+        request = observations_service_pb2.ListObservationsRequest(filter=wanted)
+        while True:
+            page = await self._connection.call(self._observations.List, request)
+            for held in page.observations:
+                yield held
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def iter_contents(self, **query: Unpack[ObservationQuery]) -> AsyncIterator[tuple[HeldObservation, bytes]]:
+        """Reads observations with the instrument's bytes, by measure time; see Client.iter_contents."""
+        return self._contents(observation_filter(**query))
+
+    async def _contents(
+        self, wanted: observations_service_pb2.ObservationFilter
+    ) -> AsyncIterator[tuple[HeldObservation, bytes]]:
+        pages = content_pages(wanted, self._connection.timeout_s)
+        async for held in self._connection.resumed(self._observations.Stream, pages):
+            content = held_content(held)
+            yield held, await self.read(held) if content is None else content
+
+    async def read(self, which: WhichObservation) -> bytes:
+        """Reads the instrument's bytes of an observation: unpacked, their SHA-256 checked; see Client.read."""
+        return b"".join([piece async for piece in self.iter_read(which)])
+
+    def iter_read(self, which: WhichObservation) -> AsyncIterator[bytes]:
+        """The same in pieces, for what does not fit into memory; the SHA-256 is checked before the last piece."""
+        reading = Reading(read_request(which), self._connection.timeout_s)
+        return self._connection.resumed(self._observations.Read, reading, UnknownObservationError)
+
+    def watch_observations(
+        self, *, after_observation_id: int | None = None, resume: bool = True, **query: Unpack[WatchObservationsQuery]
+    ) -> AsyncIterator[HeldObservation]:
+        """Watches observations as they are stored; see Client.watch_observations.
+
+        It begins when it is first iterated, and ends where the client is closed.
+        """
+        request = observations_service_pb2.WatchObservationsRequest(filter=observation_filter(**query))
+        state = WatchState(OBSERVATIONS, request, after_observation_id, resume=resume)
+        return self._watch(self._observations.Watch, state)
 
     async def predictions(self, **query: Unpack[PredictionQuery]) -> PredictionTable:
-        """Reads predictions into columns; asks for as many pages as there are; see Client.predictions."""
+        """Reads predictions into columns; see Client.predictions."""
         return to_table([prediction async for prediction in self.iter_predictions(**query)])
 
     def iter_predictions(self, **query: Unpack[PredictionQuery]) -> AsyncIterator[Prediction]:
-        """Reads predictions one by one, by measure time; never holds more than a page of them."""
-        return self._pages(list_request(**query))
-
-    async def _pages(self, request: predictions_service_pb2.ListPredictionsRequest) -> AsyncIterator[Prediction]:
-        while True:
-            page = await self._call(self._predictions.List, request)
-            for prediction in page.predictions:
-                yield prediction
-            if not page.next_page_token:
-                return
-            request = next_page(request, page.next_page_token)
+        """Reads predictions one by one, by measure time; see Client.iter_predictions."""
+        pages = prediction_pages(list_request(**query), self._connection.timeout_s)
+        return self._connection.resumed(self._predictions.Stream, pages)
 
     def watch(
         self, *, after_prediction_id: int | None = None, resume: bool = True, **query: Unpack[WatchQuery]
@@ -150,16 +203,20 @@ class AsyncClient:
 
         It begins when it is first iterated, and ends where the client is closed.
         """
-        return self._watch(WatchState(watch_request(**query), after_prediction_id, resume=resume))
+        state = WatchState(PREDICTIONS, watch_request(**query), after_prediction_id, resume=resume)
+        return self._watch(self._predictions.Watch, state)
 
-    async def _watch(self, state: WatchState) -> AsyncIterator[Prediction]:
+    async def _watch(self, open_call: Callable[..., Any], state: WatchState[Any, Any, _Item]) -> AsyncIterator[_Item]:
         while not self._is_closed:
-            call = self._predictions.Watch(state.request())
+            call = open_call(state.request())
             try:
-                await self._begin(call, state)
+                # Comes when the server has begun; also where the call has failed.
+                await self._connection.in_time(call.initial_metadata())
+                if not call.done():
+                    state.patience.begin()
                 async for response in call:
-                    for prediction in state.take(response):
-                        yield prediction
+                    for item in state.take(response):
+                        yield item
                 failure: FieldpostError = watch_ended(self.address)
                 cause: BaseException | None = None
             except grpc.RpcError as error:
@@ -174,114 +231,65 @@ class AsyncClient:
                 call.cancel()
             await self._pause(state, failure, cause)
 
-    async def _begin(self, call: _WatchCall, state: WatchState) -> None:
-        await self._in_time(call.initial_metadata())  # comes when the server has begun; also where the call has failed
-        if not call.done():
-            state.begin()
-
-    async def _pause(self, state: WatchState, failure: FieldpostError, cause: BaseException | None) -> None:
-        delay_s = state.delay_after_s(failure, random.random())
+    async def _pause(
+        self, state: WatchState[Any, Any, _Item], failure: FieldpostError, cause: BaseException | None
+    ) -> None:
+        delay_s = state.patience.delay_after_s(failure, random.random(), time.monotonic())
         if delay_s is None:
             raise failure from cause
         logger.warning("watch interrupted", extra={"server": self.address, "delay_s": delay_s, "error": str(failure)})
         await asyncio.sleep(delay_s)
 
+    async def retry_predictions(self, analysis: str, **query: Unpack[RetryQuery]) -> int:
+        """Forgets failures, so that their observations are predicted again; see Client.retry_predictions."""
+        return (await self._connection.call(self._predictions.Retry, retry_request(analysis, **query))).retry_count
+
+    async def predict(
+        self,
+        analysis: str,
+        payload: bytes,
+        *,
+        version: int | None = None,
+        instrument_model: str | None = None,
+        measure_time: Moment | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Predicts a payload at once; nothing of it is stored; see Client.predict.
+
+        Cancelling the coroutine takes its payload back, and disturbs no other.
+        """
+        item = predict_item(payload, instrument_model, measure_time)
+        return await self._predictor.predict(target(analysis, version), item, timeout_s or self._connection.timeout_s)
+
+    def predict_each(
+        self,
+        analysis: str,
+        payloads: AsyncIterable[bytes] | Iterable[bytes],
+        *,
+        version: int | None = None,
+        instrument_model: str | None = None,
+        measure_time: Moment | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Answer]:
+        """Predicts payloads while it is iterated; yields the answers in their order; see Client.predict_each."""
+        asks = target(analysis, version)
+        return self._predictor.predict_each(
+            asks, payloads, instrument_model, measure_time, timeout_s or self._connection.timeout_s
+        )
+
+    async def capacity(self) -> capacity_service_pb2.GetCapacityResponse:
+        """What the server has to compute with, and how busy it is: workers, queues, ingest, machine."""
+        return await self._connection.call(self._capacity.Get, capacity_service_pb2.GetCapacityRequest())
+
     async def stations(self) -> list[stations_service_pb2.Station]:
         """The stations and their instruments, as the server knows them, by name."""
-        return list((await self._call(self._stations.List, stations_service_pb2.ListStationsRequest())).stations)
+        request = stations_service_pb2.ListStationsRequest()
+        return list((await self._connection.call(self._stations.List, request)).stations)
 
     async def command(
         self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S
     ) -> None:
-        """Asks a station for something, and waits for its answer.
-
-        Args:
-            station: Its name.
-            command: For example `Command(report=ReportCommand())`. The server fills in a command_id, and the epoch of a
-                replay, where they are empty.
-            timeout_s: How long the station may take. It is asked again and again, and does it once.
-
-        Raises:
-            RejectedError: The station refuses it, and says why.
-            TryAgainError: The station does not answer, or the server cannot be reached.
-        """
+        """Asks a station for something, and waits for its answer; see Client.command."""
         request = stations_service_pb2.CommandStationRequest(station=station, command=command)
-        check_result(station, (await self._call(self._stations.Command, request, timeout_s)).result)
-
-    async def _call(
-        self, method: Callable[..., Awaitable[_Response]], request: object, timeout_s: float | None = None
-    ) -> _Response:
-        with self._translated():
-            return await method(request, timeout=timeout_s or self._timeout_s)
-
-    async def _in_time(self, step: Awaitable[_Response]) -> _Response:
-        """Awaits one step of a stream: gRPC has deadlines for whole streams only."""
-        try:
-            with self._translated():
-                async with asyncio.timeout(self._timeout_s):
-                    return await step
-        except TimeoutError as error:
-            raise no_answer(self.address, self._timeout_s) from error
-
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise error_from(error, self.address) from error
-
-
-class _FirstStatus:
-    """The status that a call ended with, as it was first.
-
-    Where a write fails because the call has just ended, grpc.aio puts INTERNAL in the place of the status that came
-    from the server (https://github.com/grpc/grpc/issues/36066), and whether to try again could not be told any more.
-    Where the connection broke, it may put INTERNAL there before any status has come, and none comes after it.
-
-    Attributes:
-        code: None where there was none, or none that can be trusted.
-        details: What was said beside it.
-    """
-
-    def __init__(self, call: _SendCall) -> None:
-        self.code: grpc.StatusCode | None = None
-        self.details = ""
-        call.add_done_callback(self._keep)
-
-    def _keep(self, call: Any) -> None:
-        code = _result_now(call.code())
-        if self.code is None and code is not grpc.StatusCode.INTERNAL:
-            self.code, self.details = code, _result_now(call.details()) or ""
-
-
-def _result_now(coroutine: Coroutine[Any, None, _Response]) -> _Response | None:
-    """The result of a coroutine that has nothing to wait for; None where it has."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: _Response = stop.value
-        return result
-    coroutine.close()
-    return None
-
-
-async def _bundles(
-    observations: AsyncIterable[pb.Observation] | Iterable[pb.Observation],
-) -> AsyncIterator[pb.Bundle]:
-    bundler = Bundler()
-    async for observation in _as_async(observations):
-        for bundle in bundler.add(observation):
-            yield bundle
-    for bundle in bundler.rest():
-        yield bundle
-
-
-async def _as_async(
-    observations: AsyncIterable[pb.Observation] | Iterable[pb.Observation],
-) -> AsyncIterator[pb.Observation]:
-    if isinstance(observations, AsyncIterable):
-        async for observation in observations:
-            yield observation
-    else:
-        for observation in observations:
-            yield observation
+        response = await self._connection.call(self._stations.Command, request, timeout_s=timeout_s)
+        check_result(station, response.result)

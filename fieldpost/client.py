@@ -1,4 +1,4 @@
-"""The client for ordinary programs: sends observations, reads and watches predictions.
+"""The client for ordinary programs: sends observations, reads and watches them and their predictions, predicts at once.
 
 It translates and calls; what to ask, how to bundle and when to try again is decided in the private modules beside it,
 which it shares with AsyncClient.
@@ -6,39 +6,54 @@ which it shares with AsyncClient.
 
 from __future__ import annotations
 
-import logging
-import queue
-import random
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar, Unpack
+from typing import Self, Unpack
 
-import grpc
-
-from fieldpost._channel import DEFAULT_TIMEOUT_S, OPTIONS, Tls
+from fieldpost._answers import Answer
+from fieldpost._channel import DEFAULT_TIMEOUT_S, Tls
+from fieldpost._client_predicting import Predictor
+from fieldpost._client_sending import Sender, upload
+from fieldpost._client_watching import ObservationWatch, PredictionWatch
 from fieldpost._commands import COMMAND_TIMEOUT_S, check_result
-from fieldpost._requests import PredictionQuery, WatchQuery, list_request, next_page, watch_request
-from fieldpost._sending import BUNDLES_IN_FLIGHT, Bundler, SendReport, Tally, send_request
-from fieldpost._status import ended_early, error_for, error_from, no_answer, watch_ended
+from fieldpost._connection import Connection
+from fieldpost._models import Models
+from fieldpost._observation_requests import (
+    ObservationQuery,
+    WatchObservationsQuery,
+    WhichObservation,
+    content_pages,
+    observation_filter,
+    read_request,
+)
+from fieldpost._predict_desk import predict_item, target
+from fieldpost._reading import Reading, held_content
+from fieldpost._requests import (
+    PredictionQuery,
+    RetryQuery,
+    WatchQuery,
+    list_request,
+    prediction_pages,
+    retry_request,
+    watch_request,
+)
+from fieldpost._sending import Progress, SendReport, Tally
 from fieldpost._table import PredictionTable, to_table
-from fieldpost._watching import WatchState
-from fieldpost.errors import FieldpostError, OfflineError
-from fieldpost.v1 import command_pb2, ingest_service_pb2, predictions_service_pb2, receipt_pb2, stations_service_pb2
-from fieldpost.v1 import observation_pb2 as pb
+from fieldpost._times import Moment
+from fieldpost._uploading import Sendable
+from fieldpost._watching import OBSERVATIONS, PREDICTIONS, WatchState
+from fieldpost.errors import UnknownObservationError
+from fieldpost.v1 import capacity_service_pb2, command_pb2, observations_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1.capacity_service_pb2_grpc import CapacityStub
+from fieldpost.v1.inference_service_pb2_grpc import InferenceStub
 from fieldpost.v1.ingest_service_pb2_grpc import IngestStub
+from fieldpost.v1.models_service_pb2_grpc import ModelsStub
+from fieldpost.v1.observations_service_pb2 import HeldObservation
+from fieldpost.v1.observations_service_pb2_grpc import ObservationsStub
 from fieldpost.v1.prediction_pb2 import Prediction
 from fieldpost.v1.predictions_service_pb2_grpc import PredictionsStub
 from fieldpost.v1.stations_service_pb2_grpc import StationsStub
-
-logger = logging.getLogger(__name__)
-
-_Response = TypeVar("_Response")
-_SendCall: TypeAlias = "grpc._CallIterator[ingest_service_pb2.SendResponse]"
-_WatchCall: TypeAlias = "grpc._CallIterator[predictions_service_pb2.WatchPredictionsResponse]"
 
 
 class Client:
@@ -47,25 +62,40 @@ class Client:
     Args:
         address: The server, as "host:port".
         tls: How to prove who is who; without it the connection is in the clear.
+        token: What the server's operator gave you, where it asks for one; only with tls.
         timeout_s: How long one answer may take. A watch may be silent for ever.
+
+    Attributes:
+        address: The server.
+        models: The calls about models: submit, list, get, shadow, activate, roll_back, retire, restrict.
     """
 
-    def __init__(self, address: str, *, tls: Tls | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: Tls | None = None,
+        token: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
         self.address = address
-        self._timeout_s = timeout_s
-        self._channel = (
-            grpc.secure_channel(address, tls.credentials(), OPTIONS) if tls else grpc.insecure_channel(address, OPTIONS)
-        )
-        self._ingest = IngestStub(self._channel)
-        self._predictions = PredictionsStub(self._channel)
-        self._stations = StationsStub(self._channel)
-        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._connection = Connection(address, tls, token, timeout_s)
+        channel = self._connection.channel
+        self._ingest = IngestStub(channel)
+        self._observations = ObservationsStub(channel)
+        self._predictions = PredictionsStub(channel)
+        self._stations = StationsStub(channel)
+        self._capacity = CapacityStub(channel)
+        self._predictor = Predictor(self._connection, InferenceStub(channel))
+        self.models = Models(self._connection, ModelsStub(channel))
+        self._watches: weakref.WeakSet[PredictionWatch | ObservationWatch] = weakref.WeakSet()
 
     def close(self) -> None:
         """Ends what is under way, watches included, and the connection."""
         for watch in list(self._watches):
             watch.close()
-        self._channel.close()
+        self._predictor.close()
+        self._connection.channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -75,64 +105,140 @@ class Client:
     ) -> None:
         self.close()
 
-    def send(self, observations: Iterable[pb.Observation]) -> SendReport:
+    def send(self, observations: Iterable[Sendable], *, progress: Progress | None = None) -> SendReport:
         """Sends observations, and returns when each has its answer.
 
         What the report counts as held is on the server's disk. Single refusals are in the report; they raise nothing.
+        One of 8 MiB and more goes by itself, in pieces, and goes on where it was when the connection breaks.
 
         Args:
             observations: For example `Outbox(...).number(items)`. Those of one epoch in ascending order.
+            progress: Told now and then how many of the instruments' bytes have their answer.
 
         Raises:
             TryAgainError: Not all could be sent. Send the same again, under the same epoch and sequences; what is
                 held already is not stored twice.
             RejectedError: The server refuses the whole; sending it again cannot help.
         """
-        tally = Tally()
-        for receipt in self._send(observations, tally):
+        tally = Tally(progress)
+        for receipt in Sender(self._connection, self._ingest, tally).receipts(observations):
             tally.add_receipt(receipt)
         return tally.report()
 
-    def send_each(self, observations: Iterable[pb.Observation]) -> Iterator[receipt_pb2.Receipt]:
+    def send_each(self, observations: Iterable[Sendable]) -> Iterator[receipt_pb2.Receipt]:
         """Sends observations while it is iterated; yields the receipts, one a bundle, in the order of sending.
 
         For a series too long to wait for its end. Up to 8 bundles are on the way before the first receipt is
         awaited. Raises what `send` raises.
         """
-        return self._send(observations, Tally())
+        return Sender(self._connection, self._ingest, Tally()).receipts(observations)
 
-    def _send(self, observations: Iterable[pb.Observation], tally: Tally) -> Iterator[receipt_pb2.Receipt]:
-        requests: queue.SimpleQueue[ingest_service_pb2.SendRequest | None] = queue.SimpleQueue()
-        call = self._ingest.Send(iter(requests.get, None))
-        in_flight = 0
-        try:
-            for bundle in _bundles(observations):
-                tally.add_sent(bundle)
-                requests.put(send_request(bundle))
-                in_flight += 1
-                if in_flight == BUNDLES_IN_FLIGHT:
-                    yield self._next_receipt(call)
-                    in_flight -= 1
-            requests.put(None)
-            for _ in range(in_flight):
-                yield self._next_receipt(call)
-            self._read(call)  # the status: OK, or why the server is not content after all
-        finally:
-            requests.put(None)  # lets gRPC's thread, which waits for the next request, end
-            call.cancel()
+    def upload(self, observation: Sendable, *, progress: Progress | None = None) -> SendReport:
+        """Sends one observation in pieces, of any size; never whole in memory where it lies in a file.
 
-    def _next_receipt(self, call: _SendCall) -> receipt_pb2.Receipt:
-        response = self._read(call)
-        if response is None:
-            raise ended_early(self.address)
-        return response.receipt
+        Where the connection breaks it goes on by itself, and gives up only where it got no further for timeout_s.
 
-    def _read(self, call: _SendCall) -> ingest_service_pb2.SendResponse | None:
-        with _deadline(call, self._timeout_s, self.address), self._translated():
-            return next(call, None)
+        Args:
+            observation: For example `Outbox(...).file("ct", "volume.raw")`.
+            progress: Told how many of the instrument's bytes are on the server's disk.
+
+        Raises:
+            TryAgainError: It did not get any further. Upload the same again, under the same epoch and sequence: it
+                goes on from there.
+            RejectedError: The server refuses the whole; sending it again cannot help.
+            OSError: The file cannot be read.
+        """
+        tally = Tally(progress)
+        tally.add_sent(observation)
+        tally.add_receipt(upload(self._connection, self._ingest, observation, tally.note_upload))
+        return tally.report()
+
+    def observations(self, **query: Unpack[ObservationQuery]) -> list[HeldObservation]:
+        """Lists what is known of observations that the server holds, by measure time; without their payloads.
+
+        Args:
+            query: Any of station, instrument (with station), since and until, as ObservationQuery says. Nothing: all.
+
+        Raises:
+            InvalidRequestError: The query makes no sense.
+            TryAgainError: The server cannot be reached, or has too much to do.
+        """
+        return list(self.iter_observations(**query))
+
+    def iter_observations(self, **query: Unpack[ObservationQuery]) -> Iterator[HeldObservation]:
+        """The same one by one; never holds more than a page of them."""
+        return self._observation_pages(observation_filter(**query))
+
+    def _observation_pages(self, wanted: observations_service_pb2.ObservationFilter) -> Iterator[HeldObservation]:
+        request = observations_service_pb2.ListObservationsRequest(filter=wanted)
+        while True:
+            page = self._connection.call(self._observations.List, request)
+            yield from page.observations
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def iter_contents(self, **query: Unpack[ObservationQuery]) -> Iterator[tuple[HeldObservation, bytes]]:
+        """Reads observations with the instrument's bytes, by measure time: unpacked, their SHA-256 checked.
+
+        Where the connection breaks it goes on where it was. Args are those of `observations`.
+
+        Raises:
+            BrokenStateError: What came is not what the header says.
+            TryAgainError: The server cannot be reached, or nothing came for timeout_s after a break.
+        """
+        return self._contents(observation_filter(**query))
+
+    def _contents(self, wanted: observations_service_pb2.ObservationFilter) -> Iterator[tuple[HeldObservation, bytes]]:
+        pages = content_pages(wanted, self._connection.timeout_s)
+        for held in self._connection.resumed(self._observations.Stream, pages):
+            content = held_content(held)
+            yield held, self.read(held) if content is None else content
+
+    def read(self, which: WhichObservation) -> bytes:
+        """Reads the instrument's bytes of an observation: unpacked, their SHA-256 checked.
+
+        Where the connection breaks it goes on where it was.
+
+        Args:
+            which: An observation_id, an observation as it was listed or watched, or a header.
+
+        Raises:
+            UnknownObservationError: The server holds no such observation.
+            BrokenStateError: What came is not what the header says.
+            TryAgainError: The server cannot be reached, or nothing came for timeout_s after a break.
+        """
+        return b"".join(self.iter_read(which))
+
+    def iter_read(self, which: WhichObservation) -> Iterator[bytes]:
+        """The same in pieces, for what does not fit into memory; the SHA-256 is checked before the last piece."""
+        reading = Reading(read_request(which), self._connection.timeout_s)
+        return self._connection.resumed(self._observations.Read, reading, UnknownObservationError)
+
+    def watch_observations(
+        self, *, after_observation_id: int | None = None, resume: bool = True, **query: Unpack[WatchObservationsQuery]
+    ) -> ObservationWatch:
+        """Watches observations as they are stored; returns when the server has begun, as `watch` does.
+
+        Args:
+            after_observation_id: Begin after this one; 0 for all that there is, then what is stored from now on; None
+                for only what is stored from now on.
+            resume: False to raise OfflineError where the connection breaks.
+            query: Any of station and instrument (with station).
+
+        Raises:
+            InvalidRequestError: The query makes no sense.
+            TryAgainError: The server cannot be reached now.
+        """
+        wanted = observation_filter(**query)
+        request = observations_service_pb2.WatchObservationsRequest(filter=wanted)
+        state = WatchState(OBSERVATIONS, request, after_observation_id, resume=resume)
+        watch = ObservationWatch(self._observations.Watch, state, self.address, self._connection.timeout_s)
+        self._watches.add(watch)
+        return watch
 
     def predictions(self, **query: Unpack[PredictionQuery]) -> PredictionTable:
-        """Reads predictions into columns; asks for as many pages as there are.
+        """Reads predictions into columns.
 
         Args:
             query: Any of station, instrument (with station), analysis, model_version (with analysis), since and
@@ -147,21 +253,14 @@ class Client:
     def iter_predictions(self, **query: Unpack[PredictionQuery]) -> Iterator[Prediction]:
         """Reads predictions one by one, by measure time; never holds more than a page of them.
 
-        Args and errors are those of `predictions`.
+        Where the connection breaks it goes on where it was. Args and errors are those of `predictions`.
         """
-        return self._pages(list_request(**query))
-
-    def _pages(self, request: predictions_service_pb2.ListPredictionsRequest) -> Iterator[Prediction]:
-        while True:
-            page = self._call(self._predictions.List, request)
-            yield from page.predictions
-            if not page.next_page_token:
-                return
-            request = next_page(request, page.next_page_token)
+        pages = prediction_pages(list_request(**query), self._connection.timeout_s)
+        return self._connection.resumed(self._predictions.Stream, pages)
 
     def watch(
         self, *, after_prediction_id: int | None = None, resume: bool = True, **query: Unpack[WatchQuery]
-    ) -> Watch:
+    ) -> PredictionWatch:
         """Watches predictions as they are made; returns when the server has begun: from then on nothing is missed.
 
         Where the connection breaks, the watch goes on by itself after the last prediction that it had: nothing is
@@ -178,14 +277,85 @@ class Client:
             TryAgainError: The server cannot be reached now. Only what happens later is resumed: a wrong address is
                 an error, not a silence.
         """
-        state = WatchState(watch_request(**query), after_prediction_id, resume=resume)
-        watch = Watch(self._predictions.Watch, state, self.address, self._timeout_s)
+        state = WatchState(PREDICTIONS, watch_request(**query), after_prediction_id, resume=resume)
+        watch = PredictionWatch(self._predictions.Watch, state, self.address, self._connection.timeout_s)
         self._watches.add(watch)
         return watch
 
+    def retry_predictions(self, analysis: str, **query: Unpack[RetryQuery]) -> int:
+        """Forgets failures, so that their observations are predicted again; returns how many.
+
+        Args:
+            analysis: The analysis.
+            query: Any of station, instrument (with station), model_version, since and until.
+
+        Raises:
+            InvalidRequestError: The query makes no sense.
+            NotAllowedError: Only operators may.
+            TryAgainError: The server cannot be reached, or has too much to do.
+        """
+        return self._connection.call(self._predictions.Retry, retry_request(analysis, **query)).retry_count
+
+    def predict(
+        self,
+        analysis: str,
+        payload: bytes,
+        *,
+        version: int | None = None,
+        instrument_model: str | None = None,
+        measure_time: Moment | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Predicts a payload at once; nothing of it is stored.
+
+        Threads that ask at the same time share messages, which makes them fast; nothing waits for company. Where the
+        connection breaks, the payload is asked for once more, as far as there is time.
+
+        Args:
+            analysis: The question, for example "boundary-layer-height".
+            payload: What the instrument handed over.
+            version: The model version; None for the active one.
+            instrument_model: Which instrument model wrote it; may be left out where the analysis knows one only.
+            measure_time: When it was measured; None for now.
+            timeout_s: What is not answered by then is not computed any more; the client's where left out.
+
+        Raises:
+            InvalidRequestError: The model refuses the payload.
+            UnknownModelError: There is no such analysis or version.
+            TryAgainError: The server cannot be reached, has too much to do, or did not answer in time.
+        """
+        item = predict_item(payload, instrument_model, measure_time)
+        return self._predictor.predict(target(analysis, version), item, timeout_s or self._connection.timeout_s)
+
+    def predict_each(
+        self,
+        analysis: str,
+        payloads: Iterable[bytes],
+        *,
+        version: int | None = None,
+        instrument_model: str | None = None,
+        measure_time: Moment | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Answer]:
+        """Predicts payloads while it is iterated; yields the answers in the order of the payloads.
+
+        Many travel in one message, and up to 512 are on the way at once. A payload that the model refuses has an
+        answer with its `failure`; where the server has too much to do, it is asked again. Args and other errors are
+        those of `predict`; timeout_s is that of each payload.
+        """
+        asks = target(analysis, version)
+        return self._predictor.predict_each(
+            asks, payloads, instrument_model, measure_time, timeout_s or self._connection.timeout_s
+        )
+
+    def capacity(self) -> capacity_service_pb2.GetCapacityResponse:
+        """What the server has to compute with, and how busy it is: workers, queues, ingest, machine."""
+        return self._connection.call(self._capacity.Get, capacity_service_pb2.GetCapacityRequest())
+
     def stations(self) -> list[stations_service_pb2.Station]:
         """The stations and their instruments, as the server knows them, by name."""
-        return list(self._call(self._stations.List, stations_service_pb2.ListStationsRequest()).stations)
+        request = stations_service_pb2.ListStationsRequest()
+        return list(self._connection.call(self._stations.List, request).stations)
 
     def command(self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Asks a station for something, and waits for its answer.
@@ -201,119 +371,4 @@ class Client:
             TryAgainError: The station does not answer, or the server cannot be reached.
         """
         request = stations_service_pb2.CommandStationRequest(station=station, command=command)
-        check_result(station, self._call(self._stations.Command, request, timeout_s).result)
-
-    def _call(self, method: Callable[..., _Response], request: object, timeout_s: float | None = None) -> _Response:
-        with self._translated():
-            return method(request, timeout=timeout_s or self._timeout_s)
-
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise error_from(error, self.address) from error
-
-
-class Watch(Iterator[Prediction]):
-    """The predictions of a watch, each once, as they are made. `close` ends it, from any thread.
-
-    Attributes:
-        last_prediction_id: The last one handed out; give it as after_prediction_id to go on later. None before it.
-    """
-
-    def __init__(
-        self,
-        open_call: Callable[[predictions_service_pb2.WatchPredictionsRequest], _WatchCall],
-        state: WatchState,
-        address: str,
-        timeout_s: float,
-    ) -> None:
-        self.last_prediction_id = state.after_prediction_id
-        self._open_call = open_call
-        self._state = state
-        self._address = address
-        self._waiting: deque[Prediction] = deque()
-        self._is_closed = threading.Event()
-        self._lock = threading.Lock()  # a call must not be opened while close() cancels the one before
-        self._call = open_call(state.request())
-        with _deadline(self._call, timeout_s, address):
-            self._begin()
-
-    def _begin(self) -> None:
-        self._call.initial_metadata()  # comes when the server has begun; also where the call has failed
-        if not self._call.is_active():
-            raise error_for(self._call.code(), self._call.details(), self._address)
-        self._state.begin()
-
-    def close(self) -> None:
-        """Ends the watch; whoever iterates it sees its end."""
-        with self._lock:
-            self._is_closed.set()
-            self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __next__(self) -> Prediction:
-        while not self._waiting and not self._is_closed.is_set():
-            self._receive()
-        if self._is_closed.is_set():
-            raise StopIteration
-        prediction = self._waiting.popleft()
-        self.last_prediction_id = prediction.prediction_id
-        return prediction
-
-    def _receive(self) -> None:
-        try:
-            self._waiting.extend(self._state.take(next(self._call)))
-        except StopIteration as error:  # a server that is shut down in order ends the stream with OK
-            self._go_on(watch_ended(self._address), error)
-        except grpc.RpcError as error:
-            self._go_on(error_from(error, self._address), error)
-
-    def _go_on(self, failure: FieldpostError, cause: Exception) -> None:
-        if self._is_closed.is_set():
-            return
-        delay_s = self._state.delay_after_s(failure, random.random())
-        if delay_s is None:
-            raise failure from cause
-        logger.warning("watch interrupted", extra={"server": self._address, "delay_s": delay_s, "error": str(failure)})
-        self._is_closed.wait(delay_s)
-        with self._lock:
-            if not self._is_closed.is_set():
-                self._call = self._open_call(self._state.request())
-
-
-def _bundles(observations: Iterable[pb.Observation]) -> Iterator[pb.Bundle]:
-    bundler = Bundler()
-    for observation in observations:
-        yield from bundler.add(observation)
-    yield from bundler.rest()
-
-
-@contextmanager
-def _deadline(call: grpc.Call, timeout_s: float, address: str) -> Generator[None]:
-    """Cancels the call where the block takes longer: gRPC has deadlines for whole streams only."""
-    is_expired = threading.Event()
-
-    def expire() -> None:
-        is_expired.set()
-        call.cancel()
-
-    timer = threading.Timer(timeout_s, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except OfflineError as error:
-        if is_expired.is_set():
-            raise no_answer(address, timeout_s) from error
-        raise
-    finally:
-        timer.cancel()
+        check_result(station, self._connection.call(self._stations.Command, request, timeout_s=timeout_s).result)

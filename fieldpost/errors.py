@@ -4,6 +4,9 @@
     ├── RejectedError             sending or asking the same again cannot help
     │   ├── InvalidObservationError
     │   ├── UnknownInstrumentError
+    │   ├── UnknownObservationError
+    │   ├── UnknownModelError
+    │   ├── NotAllowedError       a caller without the right certificate or token
     │   └── InvalidRequestError
     ├── TryAgainError             the same may succeed later
     │   ├── OfflineError
@@ -39,6 +42,18 @@ class InvalidObservationError(RejectedError):
 
 class UnknownInstrumentError(RejectedError):
     """The instrument is not registered at the server."""
+
+
+class UnknownObservationError(RejectedError):
+    """The server holds no such observation."""
+
+
+class UnknownModelError(RejectedError):
+    """The server has no such analysis or model version."""
+
+
+class NotAllowedError(RejectedError):
+    """Whoever asks is not known, or may not do this."""
 
 
 class InvalidRequestError(RejectedError):

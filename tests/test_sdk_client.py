@@ -6,15 +6,15 @@ import asyncio
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+from sdk_support import AsyncInBlockingTests, Connect, until_online
 
-from fieldpost import AsyncClient, Client, Outbox, PredictionTable, SendReport, Tls
+from fieldpost import AsyncClient, Client, Outbox, SendReport, Tls
 from fieldpost._sending import BUNDLE_MAX_COUNT, BUNDLES_IN_FLIGHT
 from fieldpost._status import ERRORS, error_for
 from fieldpost.errors import (
@@ -33,42 +33,6 @@ from fieldpost.v1 import receipt_pb2
 from fieldpost.v1 import stations_service_pb2 as stations_pb2
 
 HEIGHT = ("atmosphere_boundary_layer_thickness", "m")
-
-
-class AsyncInBlockingTests:
-    """AsyncClient with the face of Client, so that one test holds both to the same."""
-
-    def __init__(self, address: str, **options: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = self._runner.run(self._make(address, options))
-
-    async def _make(self, address: str, options: dict[str, Any]) -> AsyncClient:
-        return AsyncClient(address, **options)
-
-    def __enter__(self) -> AsyncInBlockingTests:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-    def send(self, observations: Iterable[pb.Observation]) -> SendReport:
-        return self._runner.run(self._client.send(observations))
-
-    def send_each(self, observations: Iterable[pb.Observation]) -> list[receipt_pb2.Receipt]:
-        async def collect() -> list[receipt_pb2.Receipt]:
-            return [receipt async for receipt in self._client.send_each(observations)]
-
-        return self._runner.run(collect())
-
-    def predictions(self, **query: Any) -> PredictionTable:
-        return self._runner.run(self._client.predictions(**query))
-
-    def stations(self) -> list[stations_pb2.Station]:
-        return self._runner.run(self._client.stations())
-
-
-Connect = Callable[..., Any]
 
 
 @pytest.fixture(params=[Client, AsyncInBlockingTests], ids=["Client", "AsyncClient"])
@@ -233,21 +197,10 @@ def test_a_send_that_breaks_is_finished_by_sending_the_same_again(server: Record
             client.send(breaking())
         assert 0 < len(server.observations) < len(observations)
         server.start()
-        report = _until_online(lambda: client.send(observations))
+        report = until_online(lambda: client.send(observations))
     assert report.held_count == len(observations)
     assert report.duplicate_count > 0
     assert len(server.observations) == len(observations)
-
-
-def _until_online(ask: Callable[[], Any]) -> Any:
-    """Asks until it succeeds: gRPC itself waits a moment before it connects again."""
-    pause = threading.Event()
-    for _ in range(100):
-        try:
-            return ask()
-        except OfflineError:
-            pause.wait(0.05)
-    return ask()
 
 
 def test_predictions_come_page_by_page_and_none_is_missing(connect: Connect) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldpost._outbox import Outbox, new_epoch
-from fieldpost._sending import OBSERVATION_MAX_BYTES, Bundler, Tally
+from fieldpost._sending import UPLOAD_FROM_BYTES, Bundler, Tally
+from fieldpost._uploading import FileObservation, read_chunk
 from fieldpost.errors import InvalidObservationError, InvalidRequestError
 from fieldpost.payload import decode_checked
 from fieldpost.v1 import observation_pb2 as pb
@@ -88,9 +90,42 @@ def test_bundles_hold_everything_in_order_and_keep_their_limits(
         assert len(headers) == 1 or sum(each.ByteSize() for each in bundle.observations) <= max_bytes
 
 
-def test_an_observation_that_no_message_can_hold_is_refused_before_it_is_sent() -> None:
-    with pytest.raises(InvalidObservationError, match=r"station-1/i, epoch abab.*sequence 7"):
-        Bundler().add(observation(7, OBSERVATION_MAX_BYTES))
+def test_a_large_observation_goes_by_itself_and_the_order_is_kept() -> None:
+    bundler = Bundler()
+    small, large, next_small = observation(1), observation(2, UPLOAD_FROM_BYTES), observation(3)
+    assert bundler.add(small) == []
+    assert bundler.add(large) == [pb.Bundle(observations=[small]), large]
+    assert bundler.add(next_small) == []
+    assert bundler.rest() == [pb.Bundle(observations=[next_small])]
+
+
+def test_a_large_file_is_hashed_and_left_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "volume.raw"
+    content = bytes(UPLOAD_FROM_BYTES)
+    path.write_bytes(content)
+    outbox = Outbox("station-1", epoch=EPOCH)
+    large = outbox.file("ct", path)
+    assert isinstance(large, FileObservation) and large.path == path
+    assert large.header.sha256 == hashlib.sha256(content).digest()
+    assert (large.header.payload_bytes, large.header.sequence, large.header.origin) == (len(content), 1, "volume.raw")
+    path.write_bytes(b"short")
+    small = outbox.file("ct", path)
+    assert isinstance(small, pb.Observation) and small.header.sequence == 2 and small.payload == b"short"
+    with pytest.raises(InvalidObservationError, match="but there are 5"):
+        read_chunk(large, 5)
+
+
+def test_progress_is_told_in_bytes_of_the_instruments() -> None:
+    told: list[int] = []
+    tally = Tally(told.append)
+    for sequence, size in ((1, 10), (2, 1000)):
+        part = observation(sequence, size)
+        part.header.payload_bytes = size
+        tally.add_sent(pb.Bundle(observations=[part]) if size == 10 else part)
+    tally.add_receipt(receipt((1, 1)))
+    tally.note_upload(500)
+    tally.add_receipt(receipt((2, 2)))
+    assert told == [10, 510, 1010]
 
 
 def receipt(*ranges: tuple[int, int], refused: tuple[int, ...] = (), duplicates: int = 0) -> receipt_pb2.Receipt:

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from fieldpost._render import csv_lines, json_lines, station_json, station_lines, table_lines
-from fieldpost._requests import list_request, next_page, watch_request
+from fieldpost._render import csv_lines, json_lines, message_json, station_lines, table_lines
+from fieldpost._requests import list_request, prediction_pages, retry_request, watch_request
 from fieldpost._table import to_table
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.testing import make_prediction
 from fieldpost.v1 import prediction_pb2, station_pb2
+from fieldpost.v1 import predictions_service_pb2 as predictions_pb2
 from fieldpost.v1 import stations_service_pb2 as stations_pb2
 
 HEIGHT = ("atmosphere_boundary_layer_thickness", "m")
@@ -36,10 +37,23 @@ def test_a_query_becomes_a_request_and_what_is_left_out_matches_all() -> None:
 
 
 def test_the_next_page_is_the_same_query_with_the_token() -> None:
-    request = list_request(station="s")
-    assert next_page(request, "t").station == "s"
-    assert next_page(request, "t").page_token == "t"
-    assert request.page_token == ""
+    pages = prediction_pages(list_request(station="s"), patience_s=1)
+    assert (pages.request().list.station, pages.request().list.page_token) == ("s", "")
+    pages.take(predictions_pb2.StreamPredictionsResponse(next_page_token="t"))
+    assert (pages.request().list.station, pages.request().list.page_token) == ("s", "t")
+    assert not pages.is_complete(has_ended_well=False)
+    pages.take(predictions_pb2.StreamPredictionsResponse(next_page_token=""))
+    assert pages.is_complete(has_ended_well=False)  # else a break behind the last page would begin all over again
+
+
+def test_failures_to_be_tried_again_are_those_of_an_analysis() -> None:
+    request = retry_request("a", station="s", since="2025-06-01")
+    assert (request.analysis, request.station, request.HasField("start_time"), request.HasField("end_time")) == (
+        *("a", "s", True),
+        False,
+    )
+    with pytest.raises(InvalidRequestError, match="analysis"):
+        retry_request("")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def a_station() -> stations_pb2.Station:
 
 
 def test_json_of_a_station_has_numbers_for_counts_and_null_for_what_is_not_registered() -> None:
-    facts = json.loads(station_json(a_station()))
+    facts = json.loads(message_json(a_station()))
     (instrument,) = facts["instruments"]
     assert instrument["observation_count"] == 2**40
     assert instrument["latitude_deg"] is None
@@ -207,3 +221,23 @@ def test_what_is_wrong_with_a_station_stands_below_the_table() -> None:
     station.status.alarms.append("cl51: no observation for 70 min")
     *_, last = station_lines([station, stations_pb2.Station(station="silent")])
     assert last == "ALARM  s: cl51: no observation for 70 min"
+
+
+def test_classes_have_their_names_in_tables_json_and_csv() -> None:
+    prediction = make_prediction(["2025-06-01", "2025-06-02"], {("tissue", "1"): [1.0, float("nan")]})
+    prediction.variables[0].flag_meanings.extend(["healthy", "burnt"])
+    table = to_table([prediction])
+    assert table.labels("tissue") == ["burnt", None]
+    with pytest.raises(KeyError, match=r"variables \(tissue\)"):
+        table.labels("height")
+    assert [line.split()[-1] for line in table_lines(table)][2:] == ["burnt", "-"]
+    assert [line.rpartition(",")[2] for line in csv_lines(table)][1:] == ["burnt", ""]
+    assert '"tissue": "burnt"' in next(iter(json_lines(prediction)))
+
+
+def test_classes_that_mean_different_things_are_not_mixed() -> None:
+    first, second = (make_prediction(["2025-06-01"], {("tissue", "1"): [1.0]}) for _ in range(2))
+    first.variables[0].flag_meanings.extend(["healthy", "burnt"])
+    second.variables[0].flag_meanings.extend(["burnt", "healthy"])
+    with pytest.raises(InvalidRequestError, match="mean the same"):
+        to_table([first, second])

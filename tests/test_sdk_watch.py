@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fieldpost import AsyncClient, Client
 from fieldpost._requests import watch_request
-from fieldpost._watching import RETRY_MAX_S, WatchState, retry_delay_s
+from fieldpost._resuming import RETRY_MAX_S, retry_delay_s
+from fieldpost._watching import PREDICTIONS, WatchState
 from fieldpost.errors import InvalidRequestError, OfflineError, OverloadedError, RejectedError
 from fieldpost.testing import RecordingServer, make_prediction
 from fieldpost.v1.prediction_pb2 import Prediction
@@ -42,21 +43,21 @@ def response(*ids: int) -> WatchPredictionsResponse:
 def test_whatever_a_server_repeats_each_prediction_is_handed_out_once_and_ascending(
     responses: list[list[int]], after: int | None
 ) -> None:
-    state = WatchState(watch_request(), after, resume=True)
+    state = WatchState(PREDICTIONS, watch_request(), after, resume=True)
     taken = [each.prediction_id for ids in responses for each in state.take(response(*sorted(ids)))]
     assert taken == sorted(set(taken))
     assert all(each > (after or 0) for each in taken)
 
 
 def test_a_watch_asks_to_go_on_after_the_last_prediction_it_had() -> None:
-    state = WatchState(watch_request(station="s"), None, resume=True)
+    state = WatchState(PREDICTIONS, watch_request(station="s"), None, resume=True)
     assert not state.request().HasField("after_prediction_id")
     state.take(response(4, 9))
     assert (state.request().after_prediction_id, state.request().station) == (9, "s")
 
 
 def test_a_watch_of_what_is_new_has_its_place_before_anything_has_come() -> None:
-    state = WatchState(watch_request(), None, resume=True)
+    state = WatchState(PREDICTIONS, watch_request(), None, resume=True)
     assert state.take(WatchPredictionsResponse(seen_prediction_id=7)) == []
     assert state.request().after_prediction_id == 7
     state.take(WatchPredictionsResponse(predictions=[Prediction(prediction_id=8)], seen_prediction_id=12))
@@ -64,20 +65,26 @@ def test_a_watch_of_what_is_new_has_its_place_before_anything_has_come() -> None
 
 
 def test_only_what_may_pass_is_waited_for_and_the_wait_grows_until_something_comes() -> None:
-    state = WatchState(watch_request(), 0, resume=True)
-    state.begin()
-    delays = [state.delay_after_s(error, 1.0) for error in (OfflineError("x"), OverloadedError("x"), OfflineError("x"))]
+    state = WatchState(PREDICTIONS, watch_request(), 0, resume=True)
+    state.patience.begin()
+    delays = [
+        state.patience.delay_after_s(error, 1.0, 0.0)
+        for error in (OfflineError("x"), OverloadedError("x"), OfflineError("x"))
+    ]
     assert delays == [0.2, 0.4, 0.8]
     state.take(response(1))
-    assert state.delay_after_s(OfflineError("x"), 1.0) == 0.2
-    assert state.delay_after_s(RejectedError("x"), 1.0) is None
+    assert state.patience.delay_after_s(OfflineError("x"), 1.0, 0.0) == 0.2
+    assert state.patience.delay_after_s(RejectedError("x"), 1.0, 0.0) is None
 
 
 def test_a_watch_that_has_not_begun_or_is_not_to_resume_waits_for_nothing() -> None:
-    assert WatchState(watch_request(), 0, resume=True).delay_after_s(OfflineError("x"), 1.0) is None
-    unresumed = WatchState(watch_request(), 0, resume=False)
-    unresumed.begin()
-    assert unresumed.delay_after_s(OfflineError("x"), 1.0) is None
+    assert (
+        WatchState(PREDICTIONS, watch_request(), 0, resume=True).patience.delay_after_s(OfflineError("x"), 1.0, 0.0)
+        is None
+    )
+    unresumed = WatchState(PREDICTIONS, watch_request(), 0, resume=False)
+    unresumed.patience.begin()
+    assert unresumed.patience.delay_after_s(OfflineError("x"), 1.0, 0.0) is None
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))

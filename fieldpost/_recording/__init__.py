@@ -1,0 +1,1 @@
+"""The services of fieldpost.testing.RecordingServer, one a file. For tests only."""
