@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check protos docs bench chaos constraints mosquitto clean
+.PHONY: help demo up test check protos docs bench bench-peers chaos constraints mosquitto postgresql clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: $(READY) ## a day of three stations in a minute; DATA=<folder> for your ow
 up: $(READY) ## the same, and leave it running
 	@$(BIN)/python -m demo --stay $(if $(DATA),--data "$(DATA)")
 
-test: $(READY) mosquitto ## all tests
+test: $(READY) mosquitto postgresql ## all tests
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, import direction, generated files up to date
@@ -41,10 +41,13 @@ protos: $(READY) ## regenerate fieldpost/v1 from protos/
 docs: $(READY) ## regenerate the parts of README and docs/ that come from the code
 	@$(BIN)/python -m docs.generate docs
 
-bench: $(READY) mosquitto ## all benchmarks
-	@for name in delivery edge inference decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
+	@for name in delivery edge inference network growth decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-chaos: $(READY) mosquitto ## kill -9 under load, every step of a station killed, a long outage, a million odd inputs
+bench-peers: ## install mosec, LitServe, Ray Serve, Triton and BentoML beside us, to be measured (830 MB)
+	@sh deploy/bench-peers/install.sh $(PYTHON)
+
+chaos: $(READY) mosquitto postgresql ## kill -9 under load, every step of a station killed, a long outage, a million odd inputs
 	@PYTHONPATH=tests $(BIN)/python -m chaos.campaign --seconds 120
 	@PYTHONPATH=tests $(BIN)/python -m chaos.outage --count 100000
 	@PYTHONPATH=tests $(BIN)/python -m faults.every_step
@@ -52,6 +55,9 @@ chaos: $(READY) mosquitto ## kill -9 under load, every step of a station killed,
 
 mosquitto:
 	@sh deploy/mosquitto/install.sh
+
+postgresql:
+	@sh deploy/postgresql/install.sh
 
 constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@sh deploy/constraints.sh $(PYTHON)

@@ -1,124 +1,203 @@
-"""Profiles per second through batcher and worker, next to a bare loop of the same model and batch size.
+"""Predictions at once: our server next to the bare model and to the servers that others use, in one run.
 
-    python -m benchmarks.inference [--json] [--profiles N] [--rounds N]
+    python -m benchmarks.inference [--json] [--device cpu|cuda] [--rounds N] [--seconds S] [--peers NAME ...]
 
-Both do the same work: telegram in, prediction out, with one thread, batches of the same size, in a process of its own.
-The bare loop has nothing else around it: no queue, no pipe, no event loop. The rounds alternate, so that a machine
-that slows down slows both; the ratio is the median over pairs. A lone request is one with nobody else there.
+Everybody serves the same ONNX model (inference_model: convolution, convolution, LSTM, linear over 1024 numbers) with
+onnxruntime, one worker and one thread. Loads, each closed-loop: 64 callers and 1 ("lone") with single requests, and
+4 with bundles of 64. Peers and our plain gRPC calls ("unary_rpc") are asked over raw sockets; what that costs the load
+generator is client_cpu_ms. "unary" is our SDK in a user's Python program; "python" under each peer is such a program
+with aiohttp: compare these two, and unary_rpc with the peers' own figures. requests_per_s and cpu_ms count single
+items, in bundles too; latencies are those of whole requests. cpu_ms is user and system time of all processes of the
+server, start-up left out. Each round starts every server anew, one at a time; figures are medians over rounds, and a
+peer's are those of its better settings.
+
+ratio_to_bare_loop is that of a built-in model through batcher and worker (inference_saturation); that of the ONNX model
+through the whole server is ours.bundle.ratio_to_bare_loop.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import multiprocessing
-import time
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
-from benchmarks.report import median, parse_options, percentile, print_report
-from fieldpost.simulation import SimulatedCl51
-from fieldpost.v1 import observation_pb2 as pb
-from server.analyses import find_analyses, load_analysis
-from server.batcher import Batcher
-from server.jobs import WorkItem
-from server.worker import predict_items
-from server.workers import LocalWorker, WorkerEvents
+from benchmarks.inference_load import WrongAnswerError
+from benchmarks.inference_model import build_model, make_profiles, measure_bare_loop, open_session, predict
+from benchmarks.inference_ours import measure_ours
+from benchmarks.inference_peers import PEERS, find_python, measure_peer
+from benchmarks.inference_saturation import measure_saturation
+from benchmarks.inference_servers import Figures
+from benchmarks.report import median, print_report
+from fieldpost.errors import FieldpostError
 
-IN_FLIGHT = 1024
-LONE_REQUESTS = 500
+PROFILES = 64
+SATURATION_PROFILES = 8192
+BARE_BATCHES = {"cpu": 32, "cuda": 256}
+OURS = "ours"
+FAILURES = (FieldpostError, WrongAnswerError, OSError, subprocess.SubprocessError)
+"""What a server may fail with without failing the benchmark."""
 
-
-def make_items(count: int) -> list[WorkItem]:
-    """A day's profiles of a simulated CL51, spread over day and night, repeated to the count."""
-    instrument = SimulatedCl51(seed=7)
-    telegrams = [instrument.telegram(1.75e9 + 86_400 * i / 256) for i in range(256)]
-    return [
-        WorkItem(each, pb.PAYLOAD_ENCODING_IDENTITY, len(each), "cl51", 1_750_000_000 * 10**9)
-        for each in (telegrams[i % len(telegrams)] for i in range(count))
-    ]
-
-
-def bare_loop(pipe: Connection, items: Sequence[WorkItem], batch: int) -> None:
-    """A process of its own: the same model over the same batches, and nothing else, each time it is told to."""
-    import torch
-
-    torch.set_num_threads(1)
-    card = find_analyses()[0]
-    analysis = load_analysis(card.name, card.version)
-    batches = [list(items[i : i + batch]) for i in range(0, len(items), batch)]
-    predict_items(analysis, batches[0])
-    while pipe.recv():
-        started = time.perf_counter()
-        for each in batches:
-            predict_items(analysis, each)
-        pipe.send(len(items) / (time.perf_counter() - started))
+Loads = dict[str, Figures]
+"""By load."""
 
 
-async def through_batcher(batcher: Batcher, items: Sequence[WorkItem]) -> float:
-    """Profiles per second with IN_FLIGHT requests waiting at any time, spread over 16 instruments."""
-    card = find_analyses()[0]
-    room = asyncio.Semaphore(IN_FLIGHT)
-    answers = []
-    started = time.perf_counter()
-    for i, item in enumerate(items):
-        await room.acquire()
-        answer = batcher.submit(card.name, card.version, item, lane=str(i % 16))
-        answer.add_done_callback(lambda _: room.release())
-        answers.append(answer)
-    await asyncio.gather(*answers)
-    return len(items) / (time.perf_counter() - started)
+class Measured:
+    """What the rounds gave, by name, by settings and by load."""
+
+    def __init__(self) -> None:
+        self._rounds: dict[str, dict[str, list[Loads]]] = defaultdict(lambda: defaultdict(list))
+        self.left_out: dict[str, str] = {}
+
+    def add(self, name: str, settings: str, measure: Callable[[], Loads]) -> None:
+        """Measures once more; a server that cannot be measured is left out, with its reason, and not tried again."""
+        label = f"{name}, {settings}" if settings else name
+        if label in self.left_out:
+            return
+        try:
+            self._rounds[name][settings].append(measure())
+        except FAILURES as error:
+            self.left_out[label] = str(error)[:500]
+
+    def loads(self, name: str) -> Loads | None:
+        """The medians of the settings that answered most, for each load by itself; None where none was measured."""
+        tried = {settings: medians(rounds) for settings, rounds in self._rounds[name].items() if rounds}
+        if not tried:
+            return None
+        every = next(iter(tried.values()))
+        best = {load: max(tried, key=lambda each: tried[each][load]["requests_per_s"]) for load in every}
+        return {load: tried[won][load] | ({"settings": won} if won else {}) for load, won in best.items()}
 
 
-async def lone_requests(batcher: Batcher, items: Sequence[WorkItem]) -> list[float]:
-    """Milliseconds of requests that come one after the other."""
-    card = find_analyses()[0]
-    took = []
-    for item in items[:LONE_REQUESTS]:
-        started = time.perf_counter()
-        await batcher.submit(card.name, card.version, item, lane="a")
-        took.append((time.perf_counter() - started) * 1000)
-    return took
-
-
-async def measure(profiles: int, rounds: int) -> dict[str, object]:
-    """Runs everything."""
-    items = make_items(profiles)
-    card = find_analyses()[0]
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    bare = context.Process(target=bare_loop, args=(theirs, items, card.max_batch), daemon=True)
-    bare.start()
-
-    def start_worker(events: WorkerEvents) -> LocalWorker:
-        return LocalWorker(1, events)
-
-    batcher = Batcher([card], [start_worker])
-    try:
-        await through_batcher(batcher, items[:256])  # both have loaded their model now
-        batched, looped = [], []
-        for _ in range(rounds):
-            ours.send(True)
-            looped.append(await asyncio.to_thread(ours.recv))
-            batched.append(await through_batcher(batcher, items))
-        ours.send(False)
-        lone = await lone_requests(batcher, items)
-    finally:
-        batcher.close()
+def medians(rounds: Iterable[Loads]) -> Loads:
+    """Of each figure of each load, over rounds."""
+    rounds = list(rounds)
     return {
-        "analysis": f"{card.name}@{card.version}",
-        "batch": card.max_batch,
-        "profiles_per_s": median(batched),
-        "bare_loop_per_s": median(looped),
-        "ratio_to_bare_loop": median([a / b for a, b in zip(batched, looped, strict=True)]),
-        "lone_p50_ms": percentile(lone, 50),
-        "lone_p99_ms": percentile(lone, 99),
+        load: {figure: median([each[load][figure] for each in rounds]) for figure in rounds[0][load]}
+        for load in rounds[0]
+    }
+
+
+def measure_servers(rounds: int, duration_s: float, names: set[str], device: str) -> Measured:
+    """Everybody in turns."""
+    model, profiles = build_model(), make_profiles(PROFILES)
+    expected = predict(open_session(model), profiles)
+    measured = Measured()
+
+    def in_folder(measure: Callable[[Path], Loads]) -> Callable[[], Loads]:
+        def run() -> Loads:
+            base = Path("benchmark-output")
+            base.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=base) as folder:
+                path = Path(folder).absolute()
+                (path / "model.onnx").write_bytes(model)
+                return measure(path)
+
+        return run
+
+    def bare() -> Loads:
+        return {str(batch): measure_bare_loop(batch, duration_s, device) for batch in (1, BARE_BATCHES[device])}
+
+    def ours(folder: Path) -> Loads:
+        return measure_ours(folder, model, profiles, expected, duration_s, device)
+
+    for _ in range(rounds):
+        measured.add("bare", "", bare)
+        measured.add(OURS, "", in_folder(ours))
+        for peer in PEERS:
+            if peer.name in names:
+                measured.add(
+                    peer.name,
+                    peer.settings,
+                    in_folder(
+                        lambda folder, peer=peer: measure_peer(  # type: ignore[misc]
+                            peer, find_python(), folder, profiles, expected, duration_s
+                        )
+                    ),
+                )
+    return measured
+
+
+def report(measured: Measured, device: str) -> dict[str, Any]:
+    """As it is printed."""
+    bare = measured.loads("bare") or {}
+    loop = bare.get(str(BARE_BATCHES[device]))
+    ours = measured.loads(OURS)
+    peers = {}
+    for name in dict.fromkeys(peer.name for peer in PEERS):
+        loads = measured.loads(name)
+        peers[name] = None if loads is None else {**loads.pop("unary"), **loads}
+    result: dict[str, Any] = {
+        "bare_loop": None if loop is None else {**loop, "batch": BARE_BATCHES[device], "single": bare["1"]},
+        "ours": None,
+        "peers": peers,
+        "left_out": measured.left_out,
+    }
+    if ours is not None:
+        ratio = ours["bundle"]["requests_per_s"] / loop["requests_per_s"] if loop else None
+        result["ours"] = {
+            "unary": {**ours["unary"], "lone": ours["lone"]},
+            "unary_rpc": {**ours["unary_rpc"], "lone": ours["lone_rpc"]},
+            "bundle": {**ours["bundle"], "ratio_to_bare_loop": ratio},
+        }
+        result["ours_to_best_peer"] = compare(ours, [each for each in peers.values() if each is not None])
+    return result
+
+
+def compare(ours: Loads, peers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Ratios to the best peer, like to like: above 1 we answer more, below 1 we need less."""
+    if not peers:
+        return None
+
+    def most(figures: list[Figures]) -> float:
+        return max(float(each["requests_per_s"]) for each in figures)
+
+    def least_cpu(figures: list[Figures]) -> float:
+        return min(float(each["cpu_ms"]) for each in figures)
+
+    pairs = {
+        "unary_to_python": ("unary", [each["python"] for each in peers]),
+        "unary_rpc": ("unary_rpc", peers),
+        "lone_rpc": ("lone_rpc", [each["lone"] for each in peers]),
+        "bundle": ("bundle", [each["bundle"] for each in peers]),
+        "bundle_to_unary": ("bundle", peers),
+    }
+    return {
+        name: {
+            "requests": ours[load]["requests_per_s"] / most(theirs),
+            "cpu": ours[load]["cpu_ms"] / least_cpu(theirs),
+        }
+        for name, (load, theirs) in pairs.items()
     }
 
 
 def main() -> None:
     """Runs the command line."""
-    options = parse_options(__doc__, profiles=8192, rounds=5)
-    print_report(asyncio.run(measure(options.profiles, options.rounds)), as_json=options.json)
+    names = list(dict.fromkeys(peer.name for peer in PEERS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print only one JSON object")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="cuda: ours and the bare loop there too"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each load; default 1")
+    parser.add_argument("--peers", nargs="*", choices=names, default=names, help="default all")
+    options = parser.parse_args()
+    saturation = asyncio.run(measure_saturation(SATURATION_PROFILES, options.rounds, "cpu"))
+    result = {
+        "ratio_to_bare_loop": saturation["ratio_to_bare_loop"],
+        **report(measure_servers(options.rounds, options.seconds, set(options.peers), "cpu"), "cpu"),
+        "saturation": saturation,
+    }
+    if options.device == "cuda":
+        on_gpu = report(measure_servers(options.rounds, options.seconds, set(), "cuda"), "cuda")
+        on_gpu["saturation"] = asyncio.run(measure_saturation(SATURATION_PROFILES, options.rounds, "cuda"))
+        result["cuda"] = {key: on_gpu[key] for key in ("bare_loop", "ours", "left_out", "saturation")}
+    print_report(result, as_json=options.json)
 
 
 if __name__ == "__main__":
