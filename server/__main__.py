@@ -86,6 +86,84 @@ def register(
 
 
 @app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    config: Config = None,
+    data_folder: DataFolder = None,
+    debug: Debug = False,
+) -> None:
+    """Look at everything that the server stands on, and say what to do. Changes nothing; asks a running server, too.
+
+    Exit status 1 where something is wrong.
+    """
+
+    def work() -> None:
+        import json
+        import time
+
+        from server.operation.doctor import examine
+
+        findings = []
+        for finding in examine(load_settings(config, data_folder=data_folder), time.time()):
+            findings.append(finding)
+            for line in [json.dumps(finding.to_dict())] if as_json else finding.lines():
+                typer.echo(line)
+        failed, warned = (sum(each.level == level for each in findings) for level in ("FAIL", "WARN"))
+        if not as_json:
+            typer.echo(f"\n{failed} wrong, {warned} to look at, {len(findings) - failed - warned} good")
+        if failed:
+            raise typer.Exit(1)
+
+    _run(work, debug)
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    config: Config = None,
+    data_folder: DataFolder = None,
+    debug: Debug = False,
+) -> None:
+    """Let go of observations older than hot_days that are surely in the archive. A running server does so by itself."""
+
+    def work() -> None:
+        import time
+
+        from fieldpost.errors import InvalidRequestError
+        from server.retention import prune as let_go
+        from server.store import Store
+
+        settings = load_settings(config, data_folder=data_folder)
+        if not settings.hot_days:
+            raise InvalidRequestError(
+                "expected hot_days to say what is old, but it is 0: for ever", hint="set hot_days, e.g. to 60"
+            )
+        store = Store(settings.database, settings.segments)
+        try:
+            now = time.time_ns()
+            report = let_go(store, settings.archive, hot_days=settings.hot_days, now_unix_nanos=now, is_dry_run=dry_run)
+        finally:
+            store.close()
+        for line in report.lines():
+            typer.echo(line)
+
+    _run(work, debug)
+
+
+@app.command()
+def token(name: Annotated[str, typer.Argument(help="Whose it is to be.")]) -> None:
+    """Print a new token, and the lines of the access file that let its bearer in."""
+    import secrets
+
+    from server.access_file import token_digest
+
+    secret = secrets.token_urlsafe(32)
+    typer.echo(secret)
+    typer.echo("Give the line above to its bearer; it is nowhere else. For the file of access_file:", err=True)
+    typer.echo(f'\n[[readers]]\nname = "{name}"\ntoken_sha256 = "{token_digest(secret).hex()}"', err=True)
+
+
+@app.command()
 def broker(
     address: Annotated[str, typer.Option(help="Loopback address and port to listen on.")] = "127.0.0.1:1883",
     debug: Debug = False,

@@ -7,29 +7,59 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 from fieldpost.broker_url import BrokerUrl, parse_broker_url
+from server import notices
 from server.analyses import find_analyses
-from server.batcher import Batcher
+from server.api.server import GrpcServer, Parts
+from server.batcher import Batcher, Request
+from server.batching import BatchPolicy
+from server.batching_trace import TracedPolicy
 from server.broadcast import Broadcast
 from server.broker import EmbeddedBroker
+from server.capacity import CapacityDesk
 from server.command_desk import CommandDesk
-from server.dispatcher import Dispatcher
+from server.credentials import Listen
 from server.gateway import Gateway, TlsFiles
-from server.grpc_api import GrpcServer
+from server.inference import Inference
 from server.ingest import Ingest
-from server.pending import activate_models
+from server.models import catalogue
+from server.models.desk import ModelDesk
+from server.models.files import ModelFiles
+from server.models.rollback import Rollback
+from server.models.trial import TrialLimits
+from server.operation.metrics import Metrics
+from server.operation.observer import Observer
+from server.operation.readings import read_batcher, read_brokers, read_disk, read_ingest, read_stations
+from server.operation.tracing import open_tracer
+from server.predicting import Predicting
 from server.refused import RefusedMessages
 from server.registry import read_stations_file, register
+from server.retention import Retention
 from server.settings import Settings
+from server.shards import parse_shard_part
 from server.store import Store
-from server.workers import LocalWorker
+from server.uploads import Uploads
+from server.worker_pool import PoolPlan, WorkerPool, open_pool
+from server.workers import WorkerEvents
 
 logger = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
+StartPool = Callable[[WorkerEvents], WorkerPool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Who is told of what."""
+
+    stored: Broadcast
+    predicted: Broadcast
+    models_changed: Broadcast
 
 
 async def serve(settings: Settings) -> None:
@@ -39,28 +69,157 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     urls = [parse_broker_url(url, ("mqtt", "mqtts", "embedded")) for url in settings.mqtt_urls]
+    listen = _listen(settings)  # what would be unsafe is refused before anything is started
+    start_pool = _open_pool(settings)
     async with AsyncExitStack() as parts:  # ends them in the opposite order
+        metrics, observer = _start_observing(parts, settings)
         store = Store(settings.database, settings.segments)
         parts.callback(store.close)
-        if settings.stations_file is not None:
-            registered = read_stations_file(settings.stations_file)
-            await asyncio.wrap_future(store.write(lambda connection: register(connection, registered)))
-        stored, predicted = Broadcast(), Broadcast()
-        ingest = Ingest(store, payload_bytes_max=settings.payload_bytes_max, on_stored=stored.tell_from_thread)
+        await _register(settings, store)
+        told = _Told(Broadcast(), Broadcast(), Broadcast())
+        ingest = Ingest(
+            store,
+            payload_bytes_max=settings.payload_bytes_max,
+            on_stored=told.stored.tell_from_thread,
+            observer=observer,
+        )
         parts.callback(ingest.close)
-        desk = CommandDesk()
-        grpc_server = GrpcServer(store, ingest, predicted, desk, message_bytes_max=settings.message_bytes_max)
-        port = await grpc_server.start(settings.grpc_address)
-        parts.push_async_callback(grpc_server.stop, STOP_GRACE_S)
-        _start_gateways(parts, settings, urls, ingest, store, desk)
+        uploads = Uploads(settings.data_folder / "uploads", store, ingest, payload_bytes_max=settings.upload_bytes_max)
+        await asyncio.to_thread(uploads.forget_old)
+        files = ModelFiles(settings.models)
+        models = ModelDesk(store, files, changed=told.models_changed, limits=_trial_limits(settings))
+        batcher = _start_batcher(parts, settings, start_pool)
         async with asyncio.TaskGroup() as tasks:
-            running = await _start_predicting(parts, tasks, settings, store, stored, predicted)
+            running = [
+                tasks.create_task(_listen_to_others(settings, told), name="notices"),
+                tasks.create_task(_forget_uploads(uploads), name="uploads"),
+            ]
+            if settings.hot_days:
+                retention = Retention(store, settings.archive, hot_days=settings.hot_days)
+                running.append(tasks.create_task(retention.run(), name="retention"))
+            inference = None
+            if batcher is not None:
+                predicting = Predicting(
+                    store,
+                    batcher,
+                    files,
+                    stored=told.stored,
+                    predicted=told.predicted,
+                    models_changed=told.models_changed,
+                    observer=observer,
+                )
+                inference = Inference(predicting.find, batcher, payload_bytes_max=settings.payload_bytes_max)
+                running.append(tasks.create_task(predicting.run(), name="predicting"))
+                running.append(tasks.create_task(Rollback(store, models, batcher).run(), name="rollback"))
+            commands, capacity = CommandDesk(), CapacityDesk(ingest, batcher, settings.data_folder)
+            services = Parts(store, ingest, uploads, commands, capacity, models, inference, told.stored, told.predicted)
+            grpc_server = GrpcServer(
+                services, listen, message_bytes_max=settings.message_bytes_max, model_bytes_max=settings.model_bytes_max
+            )
+            port = await grpc_server.start()
+            gateways = _start_gateways(parts, settings, urls, ingest, store, commands)
+            for read in (read_ingest(ingest), read_disk(settings.data_folder), read_stations(store)):
+                metrics.add(read)
+            metrics.add(read_brokers(gateways))
+            if batcher is not None:
+                metrics.add(read_batcher(batcher, loop))
+            if settings.metrics_address:
+                parts.callback(metrics.serve(settings.metrics_address))
             logger.info("server ready", extra={"grpc_port": port, "brokers": [str(url) for url in urls]})
             await stop.wait()
             logger.info("server stopping")
+            await grpc_server.stop(STOP_GRACE_S)
             for task in running:
                 task.cancel()
     logger.info("server stopped")
+
+
+def _listen(settings: Settings) -> Listen:
+    return Listen(
+        grpc_address=settings.grpc_address,
+        grpc_cert_file=settings.grpc_cert_file,
+        grpc_key_file=settings.grpc_key_file,
+        grpc_client_ca_file=settings.grpc_client_ca_file,
+        grpc_token_address=settings.grpc_token_address,
+        access_file=settings.access_file,
+    )
+
+
+def _open_pool(settings: Settings) -> StartPool | None:
+    """What starts the workers; None where there are to be none."""
+    if settings.workers == 0 and settings.devices == ["cpu"]:
+        return None
+    plan = PoolPlan(
+        workers=settings.workers,
+        workers_max=settings.workers_max,
+        devices=tuple(settings.devices),
+        threads=settings.worker_threads,
+        memory_bytes=settings.worker_memory_bytes,
+        oldest_max_s=settings.worker_start_age_s,
+    )
+    return open_pool(settings.engine, plan)
+
+
+def _trial_limits(settings: Settings) -> TrialLimits:
+    return TrialLimits(
+        model_bytes_max=settings.model_bytes_max,
+        memory_bytes=settings.trial_memory_bytes_max,
+        wall_s=settings.trial_max_s,
+        threads=settings.worker_threads,
+    )
+
+
+def _start_observing(parts: AsyncExitStack, settings: Settings) -> tuple[Metrics, Observer]:
+    metrics = Metrics()
+    tracer = None
+    if settings.otlp_endpoint:
+        tracer = open_tracer(settings.otlp_endpoint, settings.trace_ratio)
+        parts.callback(tracer.close)
+    return metrics, Observer(metrics.durations, tracer)
+
+
+async def _register(settings: Settings, store: Store) -> None:
+    """Brings the registry, and the built-in model versions, to what this checkout and the stations file say."""
+    cards = find_analyses()
+    await asyncio.wrap_future(store.write(lambda connection: catalogue.register_built_in(connection, cards)))
+    if settings.stations_file is not None:
+        registered = read_stations_file(settings.stations_file)
+        await asyncio.wrap_future(store.write(lambda connection: register(connection, registered)))
+
+
+def _start_batcher(parts: AsyncExitStack, settings: Settings, start_pool: StartPool | None) -> Batcher | None:
+    if start_pool is None:
+        return None
+    limits: dict[str, Any] = {
+        "batch_seconds_max": settings.batch_seconds_max,
+        "queue_count_max": settings.queue_count_max,
+        "queue_bytes_max": settings.queue_bytes_max,
+    }
+    policy: BatchPolicy[Request] = BatchPolicy(**limits)
+    if settings.batch_trace_file is not None:
+        policy = traced = TracedPolicy[Request](settings.batch_trace_file, **limits)
+        parts.callback(traced.close)
+    batcher = Batcher(start_pool, policy, batch_bytes_max=settings.batch_bytes_max)
+    parts.callback(batcher.close)
+    return batcher
+
+
+async def _listen_to_others(settings: Settings, told: _Told) -> None:
+    await notices.listen(
+        settings.database,
+        {
+            notices.OBSERVATIONS: told.stored,
+            notices.PREDICTIONS: told.predicted,
+            notices.MODELS: told.models_changed,
+        },
+    )
+
+
+async def _forget_uploads(uploads: Uploads) -> None:
+    """Once a day, what nobody came back to finish."""
+    while True:
+        await asyncio.sleep(86_400)
+        await asyncio.to_thread(uploads.forget_old)
 
 
 def _start_gateways(
@@ -70,11 +229,12 @@ def _start_gateways(
     ingest: Ingest,
     store: Store,
     desk: CommandDesk,
-) -> None:
+) -> list[Gateway]:
     refused = RefusedMessages(settings.data_folder / "refused")
     client_id = settings.mqtt_client_id or f"fieldpost-server-{socket.gethostname()}-{os.getpid()}"
     files = (settings.mqtt_ca_file, settings.mqtt_cert_file, settings.mqtt_key_file)
     tls = TlsFiles(*(str(path) if path else None for path in files))
+    gateways = []
     for url in urls:
         if url.is_embedded:
             parts.callback(EmbeddedBroker(url.host, url.port).close)
@@ -85,27 +245,11 @@ def _start_gateways(
             store,
             refused,
             message_bytes_max=settings.message_bytes_max,
+            shards=parse_shard_part(settings.mqtt_shards),
             tls=tls,
             on_result=desk.note_result,
         )
         desk.add_way(gateway.publish)
         parts.callback(gateway.close)
-
-
-async def _start_predicting(
-    parts: AsyncExitStack,
-    tasks: asyncio.TaskGroup,
-    settings: Settings,
-    store: Store,
-    stored: Broadcast,
-    predicted: Broadcast,
-) -> list[asyncio.Task[None]]:
-    """Starts the workers and one dispatcher for each active model version; nothing where there are no workers."""
-    if settings.workers == 0:
-        return []
-    cards = find_analyses()
-    models = await asyncio.wrap_future(store.write(lambda connection: activate_models(connection, cards)))
-    batcher = Batcher(cards, [partial(LocalWorker, settings.worker_threads)] * settings.workers)
-    parts.callback(batcher.close)
-    dispatchers = [Dispatcher(store, batcher, model, stored=stored, predicted=predicted) for model in models]
-    return [tasks.create_task(each.run(), name="dispatcher") for each in dispatchers]
+        gateways.append(gateway)
+    return gateways

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -25,8 +25,10 @@ class Settings(BaseSettings):
         description="Where the server keeps everything that has no place of its own below.",
     )
     database_url: str = Field(default="", description="SQLAlchemy URL of the database; empty: SQLite in data_folder.")
-    segments_folder: Path | None = Field(
-        default=None, description="Folder of the payloads; default: segments in data_folder."
+    segments_folder: str = Field(
+        default="",
+        description="Folder of the payloads, or an object store: s3://bucket/prefix?endpoint=https://host, gs://… or "
+        "az://…, its credentials in the environment; empty: segments in data_folder.",
     )
     archive_folder: Path | None = Field(
         default=None, description="Folder of the bags, on the storage array; default: archive in data_folder."
@@ -42,25 +44,151 @@ class Settings(BaseSettings):
     mqtt_client_id: str = Field(
         default="", description="MQTT client id; empty: one made of the host's name and the process id."
     )
+    mqtt_shards: str = Field(
+        default="0/1",
+        pattern=r"^\d{1,2}/\d{1,2}$",
+        description="INDEX/COUNT: which part of the stations this process takes over MQTT, where COUNT processes share "
+        "one PostgreSQL; 0/1 for all.",
+    )
     mqtt_ca_file: Path | None = Field(default=None, description="Certificate authority of the brokers, for mqtts.")
     mqtt_cert_file: Path | None = Field(default=None, description="The server's certificate, for mqtts.")
     mqtt_key_file: Path | None = Field(default=None, description="The key of that certificate.")
     grpc_address: str = Field(
-        default="127.0.0.1:50051", description="host:port to serve gRPC on; port 0 for a free one."
+        default="127.0.0.1:50051",
+        description="host:port to serve gRPC on; port 0 for a free one. Off loopback only with grpc_cert_file; on "
+        "loopback without it, everybody is an operator.",
+    )
+    grpc_token_address: str = Field(
+        default="",
+        description="A second host:port for gRPC, for callers with a token and no certificate; only where "
+        "grpc_client_ca_file makes grpc_address insist on certificates.",
+    )
+    grpc_cert_file: Path | None = Field(
+        default=None, description="The server's certificate for gRPC, PEM; read again when it changes."
+    )
+    grpc_key_file: Path | None = Field(default=None, description="The key of that certificate.")
+    grpc_client_ca_file: Path | None = Field(
+        default=None,
+        description="Authority of clients' certificates: stations by their names, readers and operators as "
+        "access_file says. Without it, gRPC takes tokens alone.",
+    )
+    access_file: Path | None = Field(
+        default=None,
+        description="TOML list of readers and operators, by certificate or token; read again when it changes.",
     )
     payload_bytes_max: int = Field(
         default=32 * MIB, ge=1024, le=2048 * MIB, description="Larger observations are refused."
     )
+    upload_bytes_max: int = Field(
+        default=(2048 - 64) * MIB,
+        ge=1024,
+        le=(2048 - 64) * MIB,
+        description="Larger observations are refused where they come in pieces (gRPC Upload).",
+    )
+    hot_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="Days, by measure time, after which what is surely in the archive is let go here; 0: never.",
+    )
     message_bytes_max: int = Field(
         default=64 * MIB, ge=64 * 1024, le=2047 * MIB, description="Larger gRPC and MQTT messages are refused."
+    )
+    engine: str = Field(
+        default="local",
+        pattern=r"^(local|ray:|ray://[^\s/]+:[0-9]{1,5})$",
+        description="Where the workers run: local (processes on this machine), ray://host:port (actors on that cluster "
+        "of Ray, of which this machine must be a node), or ray: (a Ray of its own on this machine).",
+    )
+    devices: list[Annotated[str, Field(pattern=r"^(cpu|cuda:[0-9]{1,2})$")]] = Field(
+        default=["cpu"],
+        min_length=1,
+        description="What workers of built-in models compute with: cpu, and GPUs as cuda:0, cuda:1. Each GPU has one "
+        "worker, the CPU as many as `workers` says. Users' models always compute on the CPU.",
     )
     workers: int = Field(
         default=1,
         ge=0,
         le=64,
-        description="Worker processes for inference; 0 for none (observations wait in the store).",
+        description="Worker processes on the CPU, for built-in models and as many for users' models, each kind started "
+        "with its first model; 0 for no predictions at all (observations wait in the store).",
+    )
+    workers_max: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Up to so many of each kind are started while observations wait too long; 0: never more than "
+        "`workers`.",
+    )
+    worker_start_age_s: float = Field(
+        default=2.0,
+        ge=0.1,
+        le=3600.0,
+        description="More workers are started, up to workers_max, when the oldest observation has waited longer.",
+    )
+    worker_memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Data that one worker may allocate (RLIMIT_DATA); a batch that needs more runs again in smaller "
+        "ones. 0 for no limit.",
     )
     worker_threads: int = Field(default=1, ge=1, le=256, description="Threads that one worker computes with.")
+    batch_seconds_max: float = Field(
+        default=1.0,
+        ge=0.001,
+        le=3600.0,
+        description="A batch is made so small that it takes no longer, as far as was measured; one that is not live, a "
+        "quarter of it.",
+    )
+    batch_bytes_max: int = Field(
+        default=32 * MIB,
+        ge=1024,
+        le=2048 * MIB,
+        description="Bytes of payloads in one batch; a larger observation goes alone.",
+    )
+    queue_count_max: int = Field(
+        default=16_384,
+        ge=1,
+        le=10_000_000,
+        description="Observations that may wait for one model version in each priority; more are refused for the "
+        "moment.",
+    )
+    queue_bytes_max: int = Field(
+        default=512 * MIB, ge=1024, le=1024 * 1024 * MIB, description="Bytes of these observations."
+    )
+    batch_trace_file: Path | None = Field(
+        default=None,
+        description="File to record the decisions about batches in, for python -m server.batching_trace: some 200 "
+        "bytes an observation; begun anew at each start.",
+    )
+    models_folder: Path | None = Field(
+        default=None,
+        description="Folder of users' models; default: models in data_folder. Servers that share a database share it.",
+    )
+    model_bytes_max: int = Field(
+        default=512 * MIB, ge=1024, le=2047 * MIB, description="Larger models of users are refused."
+    )
+    trial_memory_bytes_max: int = Field(
+        default=4096 * MIB,
+        ge=256 * MIB,
+        description="Memory that a user's model may take while it is tried; what needs more is refused.",
+    )
+    trial_max_s: float = Field(
+        default=60.0, ge=1, le=3600, description="Time that the trial of a user's model may take; then it is refused."
+    )
+    metrics_address: str = Field(
+        default="",
+        description="host:port to serve metrics for Prometheus on (docs/metrics.md); empty for none. Whoever can reach "
+        "it can read them.",
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        description="OpenTelemetry collector, http://host:port or https://host:port, for traces of observations from "
+        "their station to their predictions; empty for none.",
+    )
+    trace_ratio: float = Field(
+        default=0.01, ge=0.0, le=1.0, description="Share of the observations that are traced, told by their identity."
+    )
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level to be logged."
     )
@@ -71,9 +199,16 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_folder.absolute() / 'fieldpost.db'}"
 
     @property
-    def segments(self) -> Path:
-        """The folder of the payloads."""
-        return self.segments_folder or self.data_folder / "segments"
+    def segments(self) -> Path | str:
+        """The folder of the payloads, or the URL of their object store."""
+        if "://" in self.segments_folder:
+            return self.segments_folder
+        return Path(self.segments_folder or self.data_folder / "segments").absolute()
+
+    @property
+    def models(self) -> Path:
+        """The folder of users' models."""
+        return self.models_folder or self.data_folder / "models"
 
     @property
     def archive(self) -> Path:

@@ -42,6 +42,21 @@ def list_stations(
     return list(listed.values())
 
 
+def find_instrument_ids(connection: Connection, station: str, instrument: str) -> list[int]:
+    """The instruments of these names, by id; an empty name matches all. Unknown ones have none."""
+    query = select(instruments.c.id).order_by(instruments.c.id)
+    if station:
+        query = query.join(stations, stations.c.id == instruments.c.station_id).where(stations.c.name == station)
+    if instrument:
+        query = query.where(instruments.c.name == instrument)
+    return list(connection.scalars(query))
+
+
+def is_registered(connection: Connection, station: str) -> bool:
+    """Whether there is a station of this name."""
+    return connection.scalar(select(stations.c.id).where(stations.c.name == station)) is not None
+
+
 def last_status(connection: Connection, station: str) -> station_pb2.StationStatus:
     """What a station said of itself last; an empty status where it never said anything.
 

@@ -4,143 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
+from api_support import Running, Stubs, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from server_support import make_bundle, make_observation, open_store
+from server_support import make_bundle, make_observation
 
 from fieldpost.errors import BrokenStateError, FieldpostError, OverloadedError, RejectedError, TryAgainError
-from fieldpost.v1 import (
-    ingest_service_pb2,
-    ingest_service_pb2_grpc,
-    predictions_service_pb2,
-    predictions_service_pb2_grpc,
-    stations_service_pb2,
-    stations_service_pb2_grpc,
-)
-from server.analyses import AnalysisCard, AnalysisResult, AnalysisVariable
-from server.broadcast import Broadcast
-from server.command_desk import CommandDesk
-from server.grpc_api import GrpcServer
-from server.ingest import Ingest
-from server.pending import activate_models
-from server.predictions import NewPrediction, encode_result, write_predictions
+from fieldpost.v1 import ingest_service_pb2, predictions_service_pb2, stations_service_pb2
+from server.api.server import GrpcServer
+from server.credentials import Listen
 from server.status import code_for
-from server.store import Store
-
-CARD = AnalysisCard("tests", "height", 1, frozenset({"cl51"}), 8)
-
-
-class Running:
-    """A served store, and a channel to it."""
-
-    def __init__(self, store: Store, predicted: Broadcast, channel: grpc.aio.Channel, address: str) -> None:
-        self.store, self.predicted, self.channel, self.address = store, predicted, channel, address
-        self.ingest = ingest_service_pb2_grpc.IngestStub(channel)
-        self.predictions = predictions_service_pb2_grpc.PredictionsStub(channel)
-        self.stations = stations_service_pb2_grpc.StationsStub(channel)
-
-    async def send(self, *bundles: Any) -> list[Any]:
-        async def requests() -> AsyncIterator[ingest_service_pb2.SendRequest]:
-            for bundle in bundles:
-                yield ingest_service_pb2.SendRequest(bundle=bundle)
-
-        return [answer.receipt async for answer in self.ingest.Send(requests())]
-
-    async def predict(self, *sequences: int) -> None:
-        """Stores a prediction of each of these observations."""
-        result = AnalysisResult(np.array([5]), (AnalysisVariable("height", "m", np.array([1.5], np.float32)),))
-
-        def write(connection: Any) -> None:
-            (model,) = activate_models(connection, [CARD])
-            rows = connection.exec_driver_sql("select sequence, id, instrument_id, measure_unix_nanos from observation")
-            ids = {row[0]: row[1:] for row in rows}
-            write_predictions(
-                connection,
-                [
-                    NewPrediction(
-                        ids[each][0], model.row_id, ids[each][1], ids[each][2], 7, encode_result(result), False
-                    )
-                    for each in sequences
-                ],
-            )
-
-        await asyncio.wrap_future(self.store.write(write))
-        self.predicted.tell()
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
-    store = open_store(folder)
-    ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
-    predicted = Broadcast()
-    server = GrpcServer(store, ingest, predicted, CommandDesk(), message_bytes_max=1 << 22)
-    port = await server.start("127.0.0.1:0")
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Running(store, predicted, channel, f"127.0.0.1:{port}")
-    finally:
-        await server.stop(0)
-        ingest.close()
-        store.close()
-
-
-def run(folder: Path, scenario: Callable[[Running], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with serving(folder) as running:
-            await asyncio.wait_for(scenario(running), 30)
-
-    asyncio.run(main())
 
 
 def test_receipts_come_in_the_order_of_the_bundles(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        receipts = await running.send(*(make_bundle(2 * i + 1, 2 * i + 2) for i in range(40)))
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        receipts = await stubs.send(*(make_bundle(2 * i + 1, 2 * i + 2) for i in range(40)))
         assert [each.held_ranges[0].first_sequence for each in receipts] == [2 * i + 1 for i in range(40)]
 
     run(tmp_path, scenario)
 
 
 def test_a_bundle_without_identity_ends_the_call_as_invalid_argument(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
+    async def scenario(running: Running, stubs: Stubs) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await running.send(make_bundle(1, station="NOT A NAME"))
+            await stubs.send(make_bundle(1, station="NOT A NAME"))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "NOT A NAME" in (caught.value.details() or "")
-        assert len(await running.send(make_bundle(1))) == 1  # and nothing else is disturbed
+        assert len(await stubs.send(make_bundle(1))) == 1  # and nothing else is disturbed
 
     run(tmp_path, scenario)
 
 
 def test_a_message_above_the_limit_is_refused_by_status_and_the_server_goes_on(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
+    async def scenario(running: Running, stubs: Stubs) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             big = make_observation(1)
             big.payload = os.urandom(1 << 23)
-            await running.send(ingest_service_pb2.SendRequest(bundle={"observations": [big]}).bundle)
+            await stubs.send(ingest_service_pb2.SendRequest(bundle={"observations": [big]}).bundle)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert len(await running.send(make_bundle(1))) == 1
+        assert len(await stubs.send(make_bundle(1))) == 1
 
     run(tmp_path, scenario)
 
 
 def test_predictions_are_listed_by_time_range_and_page(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        await running.send(make_bundle(*range(1, 11)))
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        await stubs.send(make_bundle(*range(1, 11)))
         await running.predict(*range(10, 0, -1))
         request = predictions_service_pb2.ListPredictionsRequest(station="lindenberg", page_size=4)
         request.start_time.CopyFrom(make_observation(2).header.measure_time)
         request.end_time.CopyFrom(make_observation(10).header.measure_time)
         sequences, pages = [], 0
         while True:
-            page = await running.predictions.List(request)
+            page = await stubs.predictions.List(request)
             sequences += [each.sequence for each in page.predictions]
             pages += 1
             if not page.next_page_token:
@@ -153,11 +74,11 @@ def test_predictions_are_listed_by_time_range_and_page(tmp_path: Path) -> None:
 
 
 def test_a_listed_prediction_says_what_it_is_of(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        await running.send(make_bundle(1))
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        await stubs.send(make_bundle(1))
         await running.predict(1)
         (prediction,) = (
-            await running.predictions.List(predictions_service_pb2.ListPredictionsRequest(analysis="height"))
+            await stubs.predictions.List(predictions_service_pb2.ListPredictionsRequest(analysis="height"))
         ).predictions
         header = make_observation(1).header
         assert (prediction.station, prediction.instrument) == ("lindenberg", "cl51")
@@ -183,9 +104,9 @@ def test_a_listed_prediction_says_what_it_is_of(tmp_path: Path) -> None:
 def test_a_request_that_makes_no_sense_says_what_was_expected(
     tmp_path: Path, request_: predictions_service_pb2.ListPredictionsRequest
 ) -> None:
-    async def scenario(running: Running) -> None:
+    async def scenario(running: Running, stubs: Stubs) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await running.predictions.List(request_)
+            await stubs.predictions.List(request_)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "expected" in (caught.value.details() or "")
 
@@ -193,9 +114,9 @@ def test_a_request_that_makes_no_sense_says_what_was_expected(
 
 
 def test_a_watcher_that_resumes_misses_nothing_and_sees_nothing_twice(tmp_path: Path) -> None:
-    async def watch(running: Running, after_id: int, count: int) -> list[Any]:
+    async def watch(stubs: Stubs, after_id: int, count: int) -> list[Any]:
         request = predictions_service_pb2.WatchPredictionsRequest(after_prediction_id=after_id)
-        call, seen = running.predictions.Watch(request), []
+        call, seen = stubs.predictions.Watch(request), []
         async for answer in call:
             seen += answer.predictions
             if len(seen) >= count:
@@ -203,12 +124,12 @@ def test_a_watcher_that_resumes_misses_nothing_and_sees_nothing_twice(tmp_path: 
                 return seen
         return seen
 
-    async def scenario(running: Running) -> None:
-        await running.send(make_bundle(*range(1, 9)))
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        await stubs.send(make_bundle(*range(1, 9)))
         await running.predict(1, 2)
-        first = await watch(running, 0, 2)
+        first = await watch(stubs, 0, 2)
         await running.predict(3, 4)  # while nobody watches
-        second = asyncio.create_task(watch(running, first[-1].prediction_id, 4))
+        second = asyncio.create_task(watch(stubs, first[-1].prediction_id, 4))
         await running.predict(5, 6)
         assert [each.sequence for each in [*first, *await second]] == [1, 2, 3, 4, 5, 6]
 
@@ -216,20 +137,20 @@ def test_a_watcher_that_resumes_misses_nothing_and_sees_nothing_twice(tmp_path: 
 
 
 def test_a_prediction_is_stored_once_for_each_pair(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        await running.send(make_bundle(1, 2))
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        await stubs.send(make_bundle(1, 2))
         await running.predict(1, 2)
         await running.predict(2, 1)
-        listed = await running.predictions.List(predictions_service_pb2.ListPredictionsRequest())
+        listed = await stubs.predictions.List(predictions_service_pb2.ListPredictionsRequest())
         assert [each.sequence for each in listed.predictions] == [1, 2]
 
     run(tmp_path, scenario)
 
 
 def test_stations_are_listed_with_their_counts(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        await running.send(make_bundle(1, 2), make_bundle(2, 3))
-        (station,) = (await running.stations.List(stations_service_pb2.ListStationsRequest())).stations
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        await stubs.send(make_bundle(1, 2), make_bundle(2, 3))
+        (station,) = (await stubs.stations.List(stations_service_pb2.ListStationsRequest())).stations
         (instrument,) = station.instruments
         assert (station.station, instrument.instrument, instrument.instrument_model) == ("lindenberg", "cl51", "cl51")
         assert (instrument.observation_count, instrument.duplicate_count) == (3, 1)
@@ -239,11 +160,11 @@ def test_stations_are_listed_with_their_counts(tmp_path: Path) -> None:
 
 
 def test_health_and_reflection_answer(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        health = health_pb2_grpc.HealthStub(running.channel)
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        health = health_pb2_grpc.HealthStub(stubs.channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(service="fieldpost.v1.Ingest"))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+        reflection = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)
         async for listed in reflection.ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         ):
@@ -254,12 +175,12 @@ def test_health_and_reflection_answer(tmp_path: Path) -> None:
 
 
 def test_a_second_server_on_the_same_port_is_told_so(tmp_path: Path) -> None:
-    async def scenario(running: Running) -> None:
-        ingest = Ingest(running.store, payload_bytes_max=1 << 20, on_stored=lambda: None)
-        server = GrpcServer(running.store, ingest, running.predicted, CommandDesk(), message_bytes_max=1 << 20)
+    async def scenario(running: Running, stubs: Stubs) -> None:
+        listen = Listen(f"127.0.0.1:{running.port}")
+        server = GrpcServer(running.parts, listen, message_bytes_max=1 << 20, model_bytes_max=1 << 20)
         with pytest.raises(TryAgainError, match="cannot listen"):
-            await server.start(running.address)
-        ingest.close()
+            await server.start()
+        await server.stop(0)
 
     run(tmp_path, scenario)
 
@@ -269,7 +190,10 @@ def subclasses(kind: type[FieldpostError]) -> list[type[FieldpostError]]:
 
 
 def test_every_error_has_its_status_code() -> None:
-    families = {RejectedError: {"INVALID_ARGUMENT", "NOT_FOUND"}, TryAgainError: {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}}
+    families: dict[type[FieldpostError], set[str]] = {
+        RejectedError: {"INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED"},
+        TryAgainError: {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"},
+    }
     for family, codes in families.items():
         assert {code_for(kind("x")).name for kind in subclasses(family)} == codes
     assert code_for(OverloadedError("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fieldpost.errors import InvalidRequestError, OverloadedError
-from server.operation.metrics import DURATIONS, METRICS, PREFIX, Metrics, disk_reader
+from server.operation.metrics import DURATIONS, METRICS, PREFIX, Metrics
+from server.operation.readings import read_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +40,7 @@ def test_prometheus_reads_what_the_parts_say_at_that_moment(served, tmp_path: Pa
     stored = 5.0
     metrics.add(lambda: {"observations_stored_total": [((), stored)]})
     metrics.add(lambda: {"worker_up": [(("local-1", "cpu"), 1.0), (("local-2", "cpu"), 0.0)]})
-    metrics.add(disk_reader(tmp_path))
+    metrics.add(read_disk(tmp_path))
     assert read()["fieldpost_observations_stored_total"] == [({}, 5.0)]
     stored = 7.0
     found = read()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import grpc
 import pytest
 from conftest import MOSQUITTO, skip_or_fail
 from cryptography import x509
@@ -72,6 +73,15 @@ def revoke(folder: Path, *names: str, authority: str = "stations-ca") -> None:
         revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - DAY).build()
         builder = builder.add_revoked_certificate(revoked)
     _write(folder / "stations.crl", builder.sign(_read_key(folder / f"{authority}.key"), hashes.SHA256()))
+
+
+def channel_credentials(folder: Path, name: str | None, *, token: str | None = None) -> grpc.ChannelCredentials:
+    """What a client shows to a gRPC server of stations-ca: its certificate, a token, both, or nothing."""
+    pair = ((folder / f"{name}.key").read_bytes(), (folder / f"{name}.crt").read_bytes()) if name else (None, None)
+    credentials = grpc.ssl_channel_credentials((folder / "stations-ca.crt").read_bytes(), *pair)
+    if token is None:
+        return credentials
+    return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
 
 
 def _certificate(name: str, issuer: str, begins: timedelta, ends: timedelta) -> x509.CertificateBuilder:

@@ -91,7 +91,8 @@ class Trial:
         if not text:
             return cls()
         facts = json.loads(text)
-        return cls(**{key: tuple(each) if isinstance(each, list) else each for key, each in facts.items()})
+        facts["confinements"] = tuple(facts["confinements"])
+        return cls(**facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,7 @@ The parts count for themselves and know nothing of Prometheus; only durations, w
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, start_http_server
@@ -160,11 +158,6 @@ class Metrics(Collector):
             thread.join()
 
         return close
-
-
-def disk_reader(folder: Path) -> Read:
-    """Reads how much room there is."""
-    return lambda: {"disk_free_bytes": [((), float(shutil.disk_usage(folder).free))]}
 
 
 def metrics_page() -> str:

@@ -1,0 +1,1 @@
+"""The gRPC services. One file a service: translate, call, translate back; server.py puts them together."""
