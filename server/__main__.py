@@ -151,16 +151,17 @@ def prune(
 
 
 @app.command()
-def token(name: Annotated[str, typer.Argument(help="Whose it is to be.")]) -> None:
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is to be.")],
+    operator: Annotated[bool, typer.Option("--operator", help="For an operator; else for a reader.")] = False,
+) -> None:
     """Print a new token, and the lines of the access file that let its bearer in."""
-    import secrets
+    from server.access_file import make_token
 
-    from server.access_file import token_digest
-
-    secret = secrets.token_urlsafe(32)
+    secret, entry = make_token(name, "operators" if operator else "readers")
     typer.echo(secret)
-    typer.echo("Give the line above to its bearer; it is nowhere else. For the file of access_file:", err=True)
-    typer.echo(f'\n[[readers]]\nname = "{name}"\ntoken_sha256 = "{token_digest(secret).hex()}"', err=True)
+    typer.echo("Give the line above to its bearer; it is nowhere else. For the file of access_file:\n", err=True)
+    typer.echo(entry, err=True)
 
 
 @app.command()

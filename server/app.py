@@ -87,7 +87,13 @@ async def serve(settings: Settings) -> None:
         uploads = Uploads(settings.data_folder / "uploads", store, ingest, payload_bytes_max=settings.upload_bytes_max)
         await asyncio.to_thread(uploads.forget_old)
         files = ModelFiles(settings.models)
-        models = ModelDesk(store, files, changed=told.models_changed, limits=_trial_limits(settings))
+        models = ModelDesk(
+            store,
+            files,
+            changed=told.models_changed,
+            limits=_trial_limits(settings),
+            sample_bytes_max=settings.payload_bytes_max,
+        )
         batcher = _start_batcher(parts, settings, start_pool)
         async with asyncio.TaskGroup() as tasks:
             running = [

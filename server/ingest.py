@@ -102,6 +102,7 @@ class Ingest:
             OverloadedError: The queue stayed full for timeout_s.
         """
         submitted, size_bytes = _Submitted(bundle), bundle.ByteSize()
+        submitted.future.set_running_or_notify_cancel()  # whoever waits may give up; the writer goes on undisturbed
         if not self._queue.put(submitted, size_bytes, timeout_s):
             raise OverloadedError(
                 f"the queue before the disk is full, and took nothing in {timeout_s:g} s",

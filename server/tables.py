@@ -6,7 +6,7 @@ rounds them.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 # SQLite counts its row ids in the type INTEGER alone; there it has 64 bits anyway.
@@ -145,6 +145,13 @@ class Prediction(SQLModel, table=True):
         Index("ix_prediction_instrument_time", "instrument_id", "measure_unix_nanos", "id", "model_version_id"),
         # Without it, to delete an observation reads all predictions.
         Index("ix_prediction_observation", "observation_id"),
+        # Few: those that are to be tried again are found among all.
+        Index(
+            "ix_prediction_failure",
+            "model_version_id",
+            sqlite_where=text("is_failure"),
+            postgresql_where=text("is_failure"),
+        ),
         {"sqlite_autoincrement": True},  # ids are the resume tokens of watchers: never used again
     )
 

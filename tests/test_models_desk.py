@@ -332,3 +332,17 @@ def test_a_row_of_a_built_in_version_that_is_not_in_this_checkout_is_left_alone(
     with store.read() as connection:
         assert catalogue.find_at_work(connection) == []
     store.close()
+
+
+@in_event_loop
+async def test_a_version_whose_manifest_is_not_understood_any_more_stops_no_other(tmp_path: Path) -> None:
+    async with _parts(tmp_path) as parts:
+        await parts.submit(1.0)
+        await parts.activate(1)
+        await parts.submit(2.0)
+        await parts.desk.set_state(ModelKey(ANALYSIS, 2), ModelState.SHADOW, actor="anna")
+        older = update(model_versions).where(model_versions.c.version == 1).values(manifest="analysis = 1")
+        parts.store.write(lambda connection: connection.execute(older)).result()
+        with parts.store.read() as connection:
+            assert [card.key.version for card in catalogue.find_at_work(connection)] == [2]
+        assert [list(each.instrument_models) for each in await parts.desk.list()] == [[], ["cl51"]]

@@ -40,14 +40,15 @@ def interpret(
             )
     spacing_nanos = round((manifest.sample_spacing_s or 0.0) * 1e9)
     since_start = np.arange(sample_count, dtype=np.int64) * spacing_nanos
+    instants = np.asarray(measure_unix_nanos, np.int64)[:, None] + since_start  # (batch, samples)
     return [
         AnalysisResult(
-            sample_unix_nanos=since_start + start,
+            sample_unix_nanos=instants[place],
             variables=tuple(
                 AnalysisVariable(name, unit, values[place], meanings) for name, unit, meanings, values in columns
             ),
         )
-        for place, start in enumerate(measure_unix_nanos)
+        for place in range(len(measure_unix_nanos))
     ]
 
 

@@ -306,10 +306,14 @@ def _built_in() -> dict[ModelKey, AnalysisCard]:
 
 
 def _to_card(row: Row[Any]) -> ModelCard | None:
-    """What is known of a version; None where it is built in, but not in this checkout."""
+    """What is known of a version; None where this checkout cannot run it, which is logged."""
     key, kind = ModelKey(row.analysis, row.version), ModelKind(row.kind)
     if kind is ModelKind.ONNX:
-        manifest = read_manifest(row.manifest)
+        try:
+            manifest = read_manifest(row.manifest)
+        except InvalidRequestError as error:  # its rules were other ones when it was submitted
+            logger.error("manifest is not understood any more", extra={"model": str(key), "error": str(error)})
+            return None
         models, timeout_s, trial = frozenset(manifest.instrument_models), manifest.timeout_s, Trial.from_json(row.trial)
     elif key in _built_in():
         built_in = _built_in()[key]

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import model_pb2
 from server.analyses import find_analyses
 from server.models.card import ModelKind, ModelState, Restriction, Trial
@@ -56,7 +57,10 @@ def to_message(row: Row[Any], events: Sequence[Row[Any]] = ()) -> model_pb2.Mode
 
 def _instrument_models(row: Row[Any], kind: ModelKind) -> list[str]:
     if kind is ModelKind.ONNX:
-        return list(read_manifest(row.manifest).instrument_models)
+        try:
+            return list(read_manifest(row.manifest).instrument_models)
+        except InvalidRequestError:  # its rules were other ones when it was submitted; the manifest itself is told
+            return []
     key = (row.analysis, row.version)
     found = (card.instrument_models for card in find_analyses() if (card.name, card.version) == key)
     return sorted(next(found, ()))

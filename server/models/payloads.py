@@ -58,6 +58,9 @@ class Preparation:
         std = np.asarray(declared.std or (1.0,), np.float64)
         self._gain = declared.scale / std
         self._bias = (declared.offset - np.asarray(declared.mean or (0.0,), np.float64)) / std
+        if declared.stored_dtype is not None:
+            self._stored_dtype = np.dtype(declared.stored_dtype).newbyteorder("<")
+            self._stored_bytes = int(np.prod(declared.shape)) * self._stored_dtype.itemsize
         self._is_plain = bool(np.all(self._gain == 1) and np.all(self._bias == 0))
 
     def prepare(self, decoded: list[NDArray[np.generic]]) -> NDArray[np.generic]:
@@ -83,14 +86,12 @@ class Preparation:
 
     def _decode_tensor(self, payload: bytes) -> NDArray[np.generic]:
         declared = self._declared
-        dtype = np.dtype(declared.stored_dtype).newbyteorder("<")
-        expected_bytes = int(np.prod(declared.shape)) * dtype.itemsize
-        if len(payload) != expected_bytes:
+        if len(payload) != self._stored_bytes:
             raise InvalidObservationError(
-                f"expected {expected_bytes} bytes, {declared.stored_dtype} of shape {declared.shape}, "
+                f"expected {self._stored_bytes} bytes, {declared.stored_dtype} of shape {declared.shape}, "
                 f"but got {len(payload)}"
             )
-        return np.frombuffer(payload, dtype).reshape(declared.shape)
+        return np.frombuffer(payload, self._stored_dtype).reshape(declared.shape)
 
     def _decode_npy(self, payload: bytes) -> NDArray[np.generic]:
         declared = self._declared
@@ -101,15 +102,14 @@ class Preparation:
             shape, is_fortran, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
         except ValueError as error:
             raise InvalidObservationError(f"expected a NumPy file, but got: {error}") from error
-        if dtype.newbyteorder("=") != np.dtype(declared.stored_dtype) or tuple(shape) != declared.shape:
+        if dtype.newbyteorder("<") != self._stored_dtype or tuple(shape) != declared.shape:
             raise InvalidObservationError(
                 f"expected {declared.stored_dtype} of shape {declared.shape}, but got {dtype} of shape {shape}"
             )
         content = payload[stream.tell() :]
-        expected_bytes = int(np.prod(declared.shape)) * dtype.itemsize
-        if len(content) != expected_bytes:
+        if len(content) != self._stored_bytes:
             raise InvalidObservationError(
-                f"expected {expected_bytes} bytes after the header of the NumPy file, but got {len(content)}"
+                f"expected {self._stored_bytes} bytes after the header of the NumPy file, but got {len(content)}"
             )
         return np.frombuffer(content, dtype).reshape(declared.shape, order="F" if is_fortran else "C")
 

@@ -46,4 +46,8 @@ def upgrade() -> None:
         op.drop_index(f"ix_{table_name}_instrument_time", table_name)
         op.create_index(f"ix_{table_name}_instrument_time", table_name, columns)
     op.create_index("ix_prediction_observation", "prediction", ["observation_id"])
+    where = sa.text("is_failure")
+    op.create_index(
+        "ix_prediction_failure", "prediction", ["model_version_id"], sqlite_where=where, postgresql_where=where
+    )
     op.create_index("ix_observation_segment", "observation", ["segment_id"])
