@@ -41,8 +41,8 @@ from demo.processes import Processes, find_mosquitto, free_port, program
 from fieldpost.payload import encode_payload
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
-from server.database import open_engine
-from server.tables import epochs, observations, stations
+from server.storage.database import open_engine
+from server.storage.tables import epochs, observations, stations
 
 BUNDLE = 64
 ROUNDS = 3

@@ -33,18 +33,24 @@ from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb
 from flows.archivist import Archivist
 from server.analyses import AnalysisResult, AnalysisVariable
-from server.ingest import Ingest
-from server.jobs import ModelKey
+from server.archive.retention import prune
+from server.ingest.core import Ingest
+from server.ingest.observation_rows import ObservationRow, insert_observations
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.models.card import ModelCard, ModelKind, ModelState
-from server.observation_rows import ObservationRow, insert_observations
-from server.observations import ObservationFilter, list_observations
-from server.pages import TimeSpan
-from server.pending import Span, find_pending, last_observation_id
-from server.predictions import NewPrediction, PredictionFilter, encode_result, list_predictions, write_predictions
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.retention import prune
-from server.store import Store
-from server.tables import epochs, instruments, model_versions, observations, stations
+from server.prediction.pending import Span, find_pending, last_observation_id
+from server.queries.observations import ObservationFilter, list_observations
+from server.queries.pages import TimeSpan
+from server.queries.predictions import (
+    NewPrediction,
+    PredictionFilter,
+    encode_result,
+    list_predictions,
+    write_predictions,
+)
+from server.storage.store import Store
+from server.storage.tables import epochs, instruments, model_versions, observations, stations
+from server.workers.jobs import ModelKey
 
 DAY_ROWS = 1000
 INTERVAL_NANOS = 86_400 * 10**9 // DAY_ROWS

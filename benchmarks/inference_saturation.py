@@ -18,11 +18,11 @@ from benchmarks.report import median, percentile
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisCard, find_analyses, load_analysis
-from server.batcher import Batcher
-from server.jobs import ModelKey, ModelPackage, WorkItem
+from server.batching.batcher import Batcher
 from server.models.card import ModelCard, ModelKind, ModelState, Trial
-from server.worker import predict_items
-from server.worker_pool import PoolPlan, open_pool
+from server.workers.jobs import ModelKey, ModelPackage, WorkItem
+from server.workers.worker import predict_items
+from server.workers.worker_pool import PoolPlan, open_pool
 
 IN_FLIGHT = 1024
 LONE_REQUESTS = 500

@@ -32,8 +32,8 @@ from demo.summary import print_summary, write_summary
 from fieldpost import Client
 from fieldpost.errors import BrokenStateError, FieldpostError, InvalidRequestError
 from server.settings import load_settings
-from server.store import Store
-from server.tables import observations, predictions
+from server.storage.store import Store
+from server.storage.tables import observations, predictions
 
 MARK = ".made-by-fieldpost-demo"
 DAY_S = 30.0

@@ -20,7 +20,7 @@ from edge_agent.storage.day_file import DayFile
 from edge_agent.storage.day_files import list_day_files
 from fieldpost import Client
 from fieldpost.simulation import Atmosphere
-from server.tables import bags, epochs, instruments, observations, stations
+from server.storage.tables import bags, epochs, instruments, observations, stations
 
 HEIGHT = "atmosphere_boundary_layer_thickness"
 

@@ -14,8 +14,8 @@ from demo.plan import PlannedStation
 from flows.day import DayReader
 from flows.picture import choose
 from server.analyses import AnalysisInput, AnalysisResult, find_analyses
-from server.bags import list_instrument_days
-from server.store import Store
+from server.archive.bags import list_instrument_days
+from server.storage.store import Store
 
 TRUTH_POINTS = 1440
 

@@ -23,7 +23,7 @@ from flows.parameters import ArchiveParams
 from flows.picture import draw_pictures
 from flows.report import to_error, to_markdown, to_rows
 from flows.site import open_archivist
-from server.bags import InstrumentDay
+from server.archive.bags import InstrumentDay
 
 YESTERDAY = ArchiveParams()
 

@@ -32,8 +32,8 @@ from flows.bag_format import read_manifest_sha256, read_payload_file
 from flows.day import Contents, DayReader
 from flows.durable import locked, make_folder, remove_folder
 from flows.provenance import PROVENANCE_NAME
-from server.bags import BagRecord, InstrumentDay, list_instrument_days, newest_bag, write_bag
-from server.store import Store
+from server.archive.bags import BagRecord, InstrumentDay, list_instrument_days, newest_bag, write_bag
+from server.storage.store import Store
 
 LOCK_NAME = ".lock"
 LOCK_WAIT_S = 600.0

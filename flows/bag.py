@@ -17,7 +17,7 @@ from flows.durable import FileDigest, digest_file, forget_cached, remove_folder,
 from flows.observations_file import format_instant, verify_observations, write_observations
 from flows.predictions_file import file_name, verify_predictions, write_predictions
 from flows.provenance import PROVENANCE_NAME, bag_info, describe
-from server.bags import InstrumentDay
+from server.archive.bags import InstrumentDay
 
 PART_PREFIX = ".part-"
 

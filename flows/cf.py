@@ -13,7 +13,7 @@ import numpy as np
 
 from fieldpost.errors import InvalidRequestError
 from flows.day import Contents, Series
-from server.bags import InstrumentDay
+from server.archive.bags import InstrumentDay
 
 CF_VERSION = "CF-1.11"
 STANDARD_NAMES = frozenset({"atmosphere_boundary_layer_thickness", "cloud_base_altitude"})

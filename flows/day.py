@@ -17,7 +17,7 @@ from fieldpost.errors import BrokenStateError, InvalidObservationError
 from fieldpost.payload import decode_checked
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import prediction_pb2
-from server.bags import (
+from server.archive.bags import (
     DayModel,
     DayObservation,
     DayPrediction,
@@ -29,7 +29,7 @@ from server.bags import (
     list_day_predictions,
     read_extent,
 )
-from server.store import Store
+from server.storage.store import Store
 
 PAGE_ROWS = 500
 

@@ -19,7 +19,7 @@ from PIL import Image
 from fieldpost.v1 import prediction_pb2
 from flows.day import Contents, DayReader, Series
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable, find_analyses
-from server.bags import DayObservation
+from server.archive.bags import DayObservation
 
 OBSERVATIONS_MAX = 900
 PAYLOAD_BYTES_MAX = 128 * 1024 * 1024

@@ -21,7 +21,7 @@ from fieldpost.names import NAME_PATTERN
 from fieldpost.v1 import prediction_pb2
 from flows.cf import create_header, file_variable
 from flows.day import Contents, Series, row_instants
-from server.bags import DayPrediction, InstrumentDay
+from server.archive.bags import DayPrediction, InstrumentDay
 
 PAGE_PREDICTIONS = 500
 

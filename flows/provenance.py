@@ -9,7 +9,7 @@ from dataclasses import asdict
 from flows.day import Contents
 from flows.observations_file import CSV_NAME, TAR_NAME, ZSTD_LEVEL, format_instant
 from flows.predictions_file import file_name
-from server.bags import InstrumentDay
+from server.archive.bags import InstrumentDay
 
 PROVENANCE_NAME = "provenance.json"
 SOFTWARE_VERSION = importlib.metadata.version("fieldpost")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
 from flows.archivist import ArchivedDay, FailedDay, Outcome
 from flows.picture import Picture
-from server.bags import InstrumentDay
+from server.archive.bags import InstrumentDay
 
 
 def to_rows(outcomes: Sequence[Outcome]) -> list[dict[str, str | int]]:

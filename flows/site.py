@@ -14,9 +14,9 @@ from sqlalchemy import make_url
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from flows.archivist import LOCK_NAME, Archivist
 from flows.bag import OnStep, ignore_step
-from server.bags import has_bags
+from server.archive.bags import has_bags
 from server.settings import Settings, load_settings
-from server.store import Store
+from server.storage.store import Store
 
 
 @contextmanager

@@ -70,8 +70,8 @@ def register(
     """Add stations and instruments to the registry, or change them. A running server takes them at once."""
 
     def work() -> None:
-        from server import registry
-        from server.store import Store
+        from server.ingest import registry
+        from server.storage.store import Store
 
         settings = load_settings(config, data_folder=data_folder)
         stations = registry.read_stations_file(stations_file)
@@ -130,8 +130,8 @@ def prune(
         import time
 
         from fieldpost.errors import InvalidRequestError
-        from server.retention import prune as let_go
-        from server.store import Store
+        from server.archive.retention import prune as let_go
+        from server.storage.store import Store
 
         settings = load_settings(config, data_folder=data_folder)
         if not settings.hot_days:
@@ -156,7 +156,7 @@ def token(
     operator: Annotated[bool, typer.Option("--operator", help="For an operator; else for a reader.")] = False,
 ) -> None:
     """Print a new token, and the lines of the access file that let its bearer in."""
-    from server.access_file import make_token
+    from server.api.access_file import make_token
 
     secret, entry = make_token(name, "operators" if operator else "readers")
     typer.echo(secret)
@@ -173,7 +173,7 @@ def broker(
 
     def work() -> None:
         from fieldpost.broker_url import parse_broker_url
-        from server.broker import EmbeddedBroker
+        from server.mqtt.broker import EmbeddedBroker
 
         configure_logging()
         url = parse_broker_url(f"embedded://{address}", ["embedded"])

@@ -13,39 +13,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from fieldpost.broker_url import BrokerUrl, parse_broker_url
-from server import notices
 from server.analyses import find_analyses
+from server.api.credentials import Listen
 from server.api.server import GrpcServer, Parts
-from server.batcher import Batcher, Request
-from server.batching import BatchPolicy
-from server.batching_trace import TracedPolicy
+from server.archive.retention import Retention
+from server.batching.batcher import Batcher, Request
+from server.batching.policy import BatchPolicy
+from server.batching.trace import TracedPolicy
 from server.broadcast import Broadcast
-from server.broker import EmbeddedBroker
-from server.capacity import CapacityDesk
-from server.command_desk import CommandDesk
-from server.credentials import Listen
-from server.gateway import Gateway, TlsFiles
-from server.inference import Inference
-from server.ingest import Ingest
+from server.ingest.core import Ingest
+from server.ingest.registry import read_stations_file, register
+from server.ingest.uploads import Uploads
 from server.models import catalogue
 from server.models.desk import ModelDesk
 from server.models.files import ModelFiles
 from server.models.rollback import Rollback
 from server.models.trial import TrialLimits
+from server.mqtt.broker import EmbeddedBroker
+from server.mqtt.command_desk import CommandDesk
+from server.mqtt.gateway import Gateway, TlsFiles
+from server.mqtt.refused import RefusedMessages
+from server.mqtt.shards import parse_shard_part
+from server.operation.capacity import CapacityDesk
 from server.operation.metrics import Metrics
 from server.operation.observer import Observer
 from server.operation.readings import read_batcher, read_brokers, read_disk, read_ingest, read_stations
 from server.operation.tracing import open_tracer
-from server.predicting import Predicting
-from server.refused import RefusedMessages
-from server.registry import read_stations_file, register
-from server.retention import Retention
+from server.prediction.inference import Inference
+from server.prediction.predicting import Predicting
 from server.settings import Settings
-from server.shards import parse_shard_part
-from server.store import Store
-from server.uploads import Uploads
-from server.worker_pool import PoolPlan, WorkerPool, open_pool
-from server.workers import WorkerEvents
+from server.storage import notices
+from server.storage.store import Store
+from server.workers.protocol import WorkerEvents
+from server.workers.worker_pool import PoolPlan, WorkerPool, open_pool
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ async def serve(settings: Settings) -> None:
                 running.append(tasks.create_task(predicting.run(), name="predicting"))
                 running.append(tasks.create_task(Rollback(store, models, batcher).run(), name="rollback"))
             commands, capacity = CommandDesk(), CapacityDesk(ingest, batcher, settings.data_folder)
-            services = Parts(store, ingest, uploads, commands, capacity, models, inference, told.stored, told.predicted)
+            services = Parts(
+                store, ingest, uploads, commands, capacity, models, inference, told.stored, told.predicted, observer
+            )
             grpc_server = GrpcServer(
                 services, listen, message_bytes_max=settings.message_bytes_max, model_bytes_max=settings.model_bytes_max
             )

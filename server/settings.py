@@ -158,7 +158,7 @@ class Settings(BaseSettings):
     )
     batch_trace_file: Path | None = Field(
         default=None,
-        description="File to record the decisions about batches in, for python -m server.batching_trace: some 200 "
+        description="File to record the decisions about batches in, for python -m server.batching.trace: some 200 "
         "bytes an observation; begun anew at each start.",
     )
     models_folder: Path | None = Field(

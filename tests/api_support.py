@@ -25,22 +25,22 @@ from fieldpost.v1 import (
     stations_service_pb2_grpc,
 )
 from server.analyses import AnalysisResult, AnalysisVariable
+from server.api.credentials import Listen
 from server.api.server import GrpcServer, Parts
-from server.batcher import Batcher
+from server.batching.batcher import Batcher
 from server.broadcast import Broadcast
-from server.capacity import CapacityDesk
-from server.command_desk import CommandDesk
-from server.credentials import Listen
-from server.inference import Inference
-from server.ingest import Ingest
-from server.jobs import Job, ModelKey, ModelPackage, WorkItem, pack_results
+from server.ingest.core import Ingest
+from server.ingest.uploads import Uploads
 from server.models.card import ModelCard, ModelKind, ModelState
 from server.models.desk import ModelDesk
 from server.models.files import ModelFiles
-from server.predictions import NewPrediction, encode_failure, encode_result, write_predictions
-from server.tables import model_versions, observations
-from server.uploads import Uploads
-from server.workers import WorkerEvents, WorkerFacts, WorkerKind
+from server.mqtt.command_desk import CommandDesk
+from server.operation.capacity import CapacityDesk
+from server.prediction.inference import Inference
+from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
+from server.storage.tables import model_versions, observations
+from server.workers.jobs import Job, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.protocol import WorkerEvents, WorkerFacts, WorkerKind
 
 KEY = ModelKey("height", 1)
 Compute = Callable[[list[WorkItem]], Awaitable[list[AnalysisResult | str]]]

@@ -18,11 +18,11 @@ from sqlalchemy import insert, select
 from fieldpost.v1 import observation_pb2 as pb
 from flows.archivist import ArchivedDay, Archivist
 from server.analyses import AnalysisResult, AnalysisVariable
-from server.ingest import Ingest
-from server.predictions import NewPrediction, encode_failure, encode_result, write_predictions
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.store import Store
-from server.tables import bags, model_versions, observations
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
+from server.storage.store import Store
+from server.storage.tables import bags, model_versions, observations
 
 DAY = date(2025, 6, 15)
 """The UTC day of server_support.START_NANOS."""

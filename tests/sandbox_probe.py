@@ -24,9 +24,9 @@ from model_support import CLASSIFIER_MANIFEST, make_classifier, make_image
 
 from fieldpost.errors import InvalidObservationError
 from server.analyses import AnalysisInput
-from server.jobs import ModelKey, ModelPackage
 from server.models.onnx_analysis import load_onnx
 from server.models.sandbox import confine
+from server.workers.jobs import ModelKey, ModelPackage
 
 FOLDER = Path(sys.argv[1])
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.store import Store
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage.store import Store
 
 EPOCH = "0123456789abcdef" * 2
 START_NANOS = 1_750_000_000_000_000_000

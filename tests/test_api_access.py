@@ -23,10 +23,10 @@ from fieldpost.v1 import (
     predictions_service_pb2,
     stations_service_pb2,
 )
-from server import access
-from server.access import LOCAL, Caller, Role, UnknownCallerError, check_call, check_sender, roles_for
-from server.access_file import make_token, parse_access_file
-from server.credentials import Listen, is_loopback
+from server.api import access
+from server.api.access import LOCAL, Caller, Role, UnknownCallerError, check_call, check_sender, roles_for
+from server.api.access_file import make_token, parse_access_file
+from server.api.credentials import Listen, is_loopback
 
 DENIED, UNKNOWN, OK = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.OK
 SERVICES = ("Ingest", "Observations", "Predictions", "Inference", "Models", "Capacity", "Stations")

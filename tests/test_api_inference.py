@@ -13,8 +13,8 @@ from api_support import Running, Stubs, payload_lengths, run
 
 from fieldpost.v1 import inference_service_pb2 as pb
 from server.analyses import AnalysisResult
-from server.inference import IN_FLIGHT_MAX
-from server.jobs import WorkItem
+from server.prediction.inference import IN_FLIGHT_MAX
+from server.workers.jobs import WorkItem
 
 
 class Gate:

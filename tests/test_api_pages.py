@@ -19,8 +19,8 @@ from fieldpost.errors import InvalidRequestError
 from fieldpost.payload import decode_payload
 from fieldpost.v1 import observation_pb2, observations_service_pb2, predictions_service_pb2
 from server.api.reading import Reading
-from server.pages import Position, TimeSpan, make_token, next_positions, parse_token
-from server.tables import epochs, instruments, observations, predictions, segments
+from server.queries.pages import Position, TimeSpan, make_token, next_positions, parse_token
+from server.storage.tables import epochs, instruments, observations, predictions, segments
 
 NAMES = tuple(f"i{number}" for number in range(7))
 NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1)
@@ -106,7 +106,7 @@ def test_a_page_of_one_instrument_among_many_rows_is_found_by_the_index(tmp_path
     try:
         from sqlalchemy.dialects import sqlite
 
-        from server import pages
+        from server.queries import pages
 
         for table, versions in ((observations, None), (predictions, [1])):
             query = pages._first_of_each("sqlite", table, [1, 2], TimeSpan(5, 9), Position(6, 6), None, 10, versions)

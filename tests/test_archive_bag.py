@@ -37,9 +37,9 @@ from fieldpost.v1 import observation_pb2 as pb
 from flows.archivist import Archivist
 from flows.day import PAGE_ROWS, DayReader
 from flows.observations_file import COLUMNS, csv_line, format_instant, verify_observations, write_observations
-from server.predictions import NewPrediction, write_predictions
-from server.store import Store
-from server.tables import bags
+from server.queries.predictions import NewPrediction, write_predictions
+from server.storage.store import Store
+from server.storage.tables import bags
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from flows.archivist import Archivist, FailedDay
 from flows.parameters import ArchiveParams, make_params
 from flows.report import to_error, to_rows, to_text
 from flows.site import open_archivist
-from server.bags import day_to_unix_nanos, list_instrument_days
+from server.archive.bags import day_to_unix_nanos, list_instrument_days
 
 TODAY = date(2025, 6, 16)
 

@@ -31,9 +31,9 @@ from flows.archivist import Archivist
 from flows.day import DayReader
 from flows.predictions_file import file_name, seconds_of_day, verify_predictions
 from server.analyses import AnalysisResult, AnalysisVariable
-from server.bags import day_to_unix_nanos
-from server.predictions import encode_result
-from server.store import Store
+from server.archive.bags import day_to_unix_nanos
+from server.queries.predictions import encode_result
+from server.storage.store import Store
 
 STEP_NANOS = 15_000_000_000
 

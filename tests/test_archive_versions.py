@@ -26,8 +26,8 @@ from fieldpost.errors import BrokenStateError, TryAgainError
 from flows.archivist import Archivist, FailedDay, archive_days
 from flows.bag import Step
 from flows.durable import locked
-from server.bags import newest_bag
-from server.store import Store
+from server.archive.bags import newest_bag
+from server.storage.store import Store
 
 V1 = "lindenberg/cl51/2025/2025-06-15.v1"
 V2 = "lindenberg/cl51/2025/2025-06-15.v2"

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from demo.processes import free_port
 from fieldpost import Client
 from fieldpost.cli import app
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.tables import observations
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage.tables import observations
 
 SCRIPTS = Path(sys.executable).parent
 pytestmark = pytest.mark.mosquitto

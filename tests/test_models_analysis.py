@@ -24,11 +24,11 @@ from PIL import Image
 
 from fieldpost.errors import InvalidObservationError, InvalidRequestError
 from server.analyses import AnalysisInput, AnalysisResult
-from server.jobs import ModelKey, ModelPackage
 from server.models.answers import interpret
 from server.models.manifest import InputDeclaration, read_manifest
 from server.models.onnx_analysis import OnnxAnalysis, load_onnx
 from server.models.payloads import Preparation
+from server.workers.jobs import ModelKey, ModelPackage
 
 
 def _load(manifest: str, content: bytes) -> OnnxAnalysis:

@@ -18,16 +18,16 @@ from fieldpost.errors import BrokenStateError, InvalidRequestError, OverloadedEr
 from fieldpost.v1 import model_pb2, models_service_pb2, prediction_pb2
 from server.analyses import AnalysisCard, find_analyses
 from server.broadcast import Broadcast
-from server.ingest import Ingest
-from server.jobs import ModelKey
+from server.ingest.core import Ingest
 from server.models import catalogue
 from server.models.card import ModelState, Restriction
 from server.models.desk import ModelDesk
 from server.models.files import ModelFiles
 from server.models.trial import TrialLimits
-from server.predictions import NewPrediction, write_predictions
-from server.store import Store
-from server.tables import instruments, model_versions, observations
+from server.queries.predictions import NewPrediction, write_predictions
+from server.storage.store import Store
+from server.storage.tables import instruments, model_versions, observations
+from server.workers.jobs import ModelKey
 
 ANALYSIS = "layer-height"
 READY, SHADOW = model_pb2.MODEL_STATE_READY, model_pb2.MODEL_STATE_SHADOW

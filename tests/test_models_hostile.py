@@ -13,8 +13,8 @@ from hostile_models import AT_WORK, STATIC, Hostile, image_bomb, torch_archive
 from model_support import CLASSIFIER_MANIFEST, PROFILE_MANIFEST, make_classifier, make_profile, make_profile_model
 
 from fieldpost.errors import FieldpostError, InvalidRequestError
-from server.jobs import ModelKey, ModelPackage
 from server.models.trial import TrialLimits, try_model
+from server.workers.jobs import ModelKey, ModelPackage
 
 MIB = 1024 * 1024
 LIMITS = TrialLimits(memory_bytes=1024 * MIB, wall_s=30.0, measure_s=0.0)

@@ -16,7 +16,6 @@ from server_support import open_store
 
 from fieldpost.v1 import model_pb2, models_service_pb2
 from server.broadcast import Broadcast
-from server.jobs import ModelKey
 from server.models.card import ModelState
 from server.models.cost import Timing, choose_batch_max, fit_cost
 from server.models.desk import ModelDesk
@@ -25,6 +24,7 @@ from server.models.rollback import Cost, Counts, Rollback
 from server.models.rollout import OBSERVATIONS_MIN, Conduct, decide, share_bounds
 from server.models.states import find_previous
 from server.models.trial import TrialLimits
+from server.workers.jobs import ModelKey
 
 ANALYSIS = "layer-height"
 COUNTS = st.integers(0, 5000)

@@ -20,9 +20,9 @@ from model_support import (
 )
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError
-from server.jobs import ModelKey, ModelPackage
 from server.models.card import Trial
 from server.models.trial import TrialLimits, try_model
+from server.workers.jobs import ModelKey, ModelPackage
 
 QUICK = TrialLimits(measure_s=0.2)
 

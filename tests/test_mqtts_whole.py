@@ -12,8 +12,8 @@ from server_support import open_store
 from sqlalchemy import func, select
 from tls_support import brokers, certificates, start_broker  # noqa: F401  (fixtures)
 
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.tables import observations
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage.tables import observations
 
 SCRIPTS = Path(sys.executable).parent
 pytestmark = pytest.mark.mosquitto

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from tls_support import Start, brokers, certificates, start_broker
 
 from fieldpost.names import SHARDS, observations_topic
-from server.shards import ShardPart
+from server.mqtt.shards import ShardPart
 
 UP, DOWN = "fieldpost/v1/up", "fieldpost/v1/down"
 

@@ -11,7 +11,7 @@ from server_support import make_bundle, make_observation
 from fieldpost.errors import InvalidObservationError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
-from server.admission import SEQUENCE_MAX, check_bundle, judge
+from server.ingest.admission import SEQUENCE_MAX, check_bundle, judge
 
 MAX = 1024 * 1024
 

@@ -17,15 +17,15 @@ from worker_support import LENGTH, InProcessPool, InProcessWorker, make_card, ma
 from fieldpost.errors import OverloadedError, TryAgainError, UnknownModelError
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
-from server import batching_trace
 from server.analyses import AnalysisResult, AnalysisVariable, find_analyses
-from server.batcher import DEATHS_MAX, Batcher, ExpiredError, PredictionFailedError
-from server.batching import BatchPolicy, Priority
-from server.batching_trace import TracedPolicy, replay
-from server.jobs import JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem, pack_results
+from server.batching import trace as batching_trace
+from server.batching.batcher import DEATHS_MAX, Batcher, ExpiredError, PredictionFailedError
+from server.batching.policy import BatchPolicy, Priority
+from server.batching.trace import TracedPolicy, replay
 from server.models.card import ModelCard, ModelKind, ModelState, Trial
-from server.worker_pool import PoolPlan, open_pool
-from server.workers import Worker, WorkerEvents
+from server.workers.jobs import JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem, pack_results
+from server.workers.protocol import Worker, WorkerEvents
+from server.workers.worker_pool import PoolPlan, open_pool
 
 OTHER = ModelKey("other", 1)
 
@@ -459,7 +459,7 @@ def test_a_worker_process_that_is_killed_is_replaced_and_its_batch_is_run_again(
 
 
 def workers_of_this_process() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if any("server.worker" in part for part in each.cmdline())]
+    return [each for each in psutil.Process().children() if any("server.workers" in part for part in each.cmdline())]
 
 
 def test_a_batcher_is_what_workers_report_to() -> None:

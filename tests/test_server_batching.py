@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldpost.errors import OverloadedError
-from server.batch_cost import BatchCost, CountCap
-from server.batching import BATCH_S_MIN, NOT_LIVE_RATIO, TURN_EVERY, Batch, BatchPolicy, Priority, Waiting
-from server.jobs import ModelKey
+from server.batching.batch_cost import BatchCost, CountCap
+from server.batching.policy import BATCH_S_MIN, NOT_LIVE_RATIO, TURN_EVERY, Batch, BatchPolicy, Priority, Waiting
+from server.workers.jobs import ModelKey
 
 A, B = ModelKey("a", 1), ModelKey("b", 1)
 LIVE, BACKFILL, SHADOW = Priority

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from server.bounded import BoundedQueue
+from server.ingest.bounded import BoundedQueue
 
 
 def test_items_leave_in_the_order_in_which_they_came() -> None:

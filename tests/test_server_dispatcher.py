@@ -19,19 +19,19 @@ from worker_support import LENGTH, InProcessPool, make_card, pool_of
 from fieldpost.errors import TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import prediction_pb2
-from server import dispatcher as dispatcher_module
-from server.answer_order import AnswerOrder
-from server.batcher import Batcher
-from server.batching import BatchPolicy, Priority
+from server.batching.batcher import Batcher
+from server.batching.policy import BatchPolicy, Priority
 from server.broadcast import Broadcast
-from server.dispatcher import Dispatcher
-from server.ingest import Ingest
-from server.jobs import ModelPackage
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.models.card import ModelCard, ModelState, Restriction
-from server.pending import Span, find_pending, read_settled
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.store import Store
-from server.tables import model_versions, observations, predictions
+from server.prediction import dispatcher as dispatcher_module
+from server.prediction.answer_order import AnswerOrder
+from server.prediction.dispatcher import Dispatcher
+from server.prediction.pending import Span, find_pending, read_settled
+from server.storage.store import Store
+from server.storage.tables import model_versions, observations, predictions
+from server.workers.jobs import ModelPackage
 
 ALL = Span(is_live=False, mark_id=1 << 40, after_id=0)
 

@@ -20,12 +20,12 @@ from fieldpost.errors import InvalidRequestError, TryAgainError
 from fieldpost.names import observations_topic, receipts_topic, status_topic
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2, station_pb2
-from server.broker import EmbeddedBroker
-from server.gateway import Gateway
-from server.ingest import Ingest
-from server.refused import RefusedMessages
-from server.store import Store
-from server.tables import observations, stations
+from server.ingest.core import Ingest
+from server.mqtt.broker import EmbeddedBroker
+from server.mqtt.gateway import Gateway
+from server.mqtt.refused import RefusedMessages
+from server.storage.store import Store
+from server.storage.tables import observations, stations
 
 TIMEOUT_S = 15.0
 MESSAGE_BYTES_MAX = 1 << 20

@@ -16,9 +16,9 @@ from server_support import make_bundle, make_observation
 
 from fieldpost.errors import BrokenStateError, FieldpostError, OverloadedError, RejectedError, TryAgainError
 from fieldpost.v1 import ingest_service_pb2, predictions_service_pb2, stations_service_pb2
+from server.api.credentials import Listen
 from server.api.server import GrpcServer
-from server.credentials import Listen
-from server.status import code_for
+from server.api.status import code_for
 
 
 def test_receipts_come_in_the_order_of_the_bundles(tmp_path: Path) -> None:

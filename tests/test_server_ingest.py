@@ -21,11 +21,11 @@ from fieldpost.errors import BrokenStateError, InvalidObservationError, TryAgain
 from fieldpost.payload import decode_checked
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
-from server.ingest import Ingest
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.segments import Place, open_segments
-from server.store import Store
-from server.tables import epochs, instruments, observations, segments
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage.segments import Place, open_segments
+from server.storage.store import Store
+from server.storage.tables import epochs, instruments, observations, segments
 
 MAX = 1024 * 1024
 
@@ -346,8 +346,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from server_support import make_bundle, open_store
-from server.ingest import Ingest
-import server.segments, server.store
+from server.ingest.core import Ingest
+import server.storage.segments, server.store
 step, folder, database_url = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 store = open_store(folder, database_url=database_url)
 ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)

@@ -19,11 +19,11 @@ from sqlalchemy import func, insert, select
 
 from demo.postgres import Postgres, find_postgres
 from fieldpost.errors import TryAgainError
-from server import database, notices
 from server.broadcast import Broadcast
-from server.ingest import Ingest
-from server.store import Store
-from server.tables import model_versions, observations, stations
+from server.ingest.core import Ingest
+from server.storage import database, notices
+from server.storage.store import Store
+from server.storage.tables import model_versions, observations, stations
 
 MAX = 1024 * 1024
 

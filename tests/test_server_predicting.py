@@ -14,18 +14,18 @@ from sqlalchemy import Connection, func, select
 from worker_support import InProcessPool, InProcessWorker, make_item, pool_of
 
 from fieldpost.errors import UnknownModelError
-from server import dispatcher as dispatcher_module
-from server import predicting as predicting_module
-from server.batcher import Batcher, PredictionFailedError
+from server.batching.batcher import Batcher, PredictionFailedError
 from server.broadcast import Broadcast
-from server.ingest import Ingest
-from server.jobs import ModelKey
+from server.ingest.core import Ingest
 from server.models import catalogue
 from server.models.card import ModelState, Trial
 from server.models.files import ModelFiles
-from server.predicting import Predicting
-from server.store import Store
-from server.tables import model_versions, predictions
+from server.prediction import dispatcher as dispatcher_module
+from server.prediction import predicting as predicting_module
+from server.prediction.predicting import Predicting
+from server.storage.store import Store
+from server.storage.tables import model_versions, predictions
+from server.workers.jobs import ModelKey
 
 NAME = "layer-height"
 V1, V2, V3 = (ModelKey(NAME, version) for version in (1, 2, 3))

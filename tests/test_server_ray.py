@@ -16,11 +16,11 @@ import psutil
 import pytest
 from test_server_workers import BOUNDARY_LAYER, PACKAGE, Heard, in_a_loop, make_item
 
-from server import supervised_worker
-from server.jobs import Job, JobDone
-from server.ray_workers import QUIET, RayEngine
-from server.worker_pool import Pool, PoolPlan, open_pool
-from server.workers import Worker, WorkerKind
+from server.workers import supervised_worker
+from server.workers.jobs import Job, JobDone
+from server.workers.protocol import Worker, WorkerKind
+from server.workers.ray_workers import QUIET, RayEngine
+from server.workers.worker_pool import Pool, PoolPlan, open_pool
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.timeout(180)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.recent_count import RecentCount
+from server.ingest.recent_count import RecentCount
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.floats(0, 30))), st.floats(0, 200))

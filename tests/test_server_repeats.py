@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.repeats import INTERVAL_S, KEYS_MAX, Repeats
+from server.ingest.repeats import INTERVAL_S, KEYS_MAX, Repeats
 
 
 def test_the_first_time_is_said_and_the_next_only_after_a_while_with_all_between() -> None:

@@ -31,16 +31,16 @@ from sqlalchemy import delete, func, select, update
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from flows.archivist import Archivist
-from server import retention
-from server.bag_contents import BagContents
-from server.bags import DayObservation
-from server.hot_rows import HotPrediction
-from server.ingest import Ingest
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.retention import PruneReport, Retention, choose, last_old_day, prune
-from server.segments import Place
-from server.store import Store
-from server.tables import epochs, instruments, model_versions, observations, predictions, segments
+from server.archive import retention
+from server.archive.bag_contents import BagContents
+from server.archive.bags import DayObservation
+from server.archive.hot_rows import HotPrediction
+from server.archive.retention import PruneReport, Retention, choose, last_old_day, prune
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage.segments import Place
+from server.storage.store import Store
+from server.storage.tables import epochs, instruments, model_versions, observations, predictions, segments
 
 LATER_NANOS = NOW_NANOS + 40 * 86_400 * 10**9
 
@@ -341,9 +341,10 @@ def test_either_database_and_either_payload_store_is_pruned(
 SCRIPT = """
     import os, signal, sys
     from pathlib import Path
-    from server import hot_rows, retention
-    from server.segment_folder import FolderReader
-    from server.store import Store
+    from server.archive import hot_rows
+    from server.archive import retention
+    from server.storage.segment_folder import FolderReader
+    from server.storage.store import Store
 
     folder, archive, step, now = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     store = Store(f"sqlite:///{folder / 'fieldpost.db'}", folder / "segments")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.scaling import Load, Scaling, ScalingBounds
+from server.workers.scaling import Load, Scaling, ScalingBounds
 
 BOUNDS = ScalingBounds(workers_min=1, workers_max=8, oldest_max_s=2.0, quiet_s=60.0)
 

@@ -19,14 +19,14 @@ from sqlalchemy import select
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
-from server import segment_folder
-from server.ingest import Ingest
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.segment_folder import FolderReader, FolderWriter
-from server.segments import Place, SegmentReader, SegmentWriter, open_segments
-from server.store import Store
-from server.tables import observations
-from server.tables import segments as segments_table
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.storage import segment_folder
+from server.storage.segment_folder import FolderReader, FolderWriter
+from server.storage.segments import Place, SegmentReader, SegmentWriter, open_segments
+from server.storage.store import Store
+from server.storage.tables import observations
+from server.storage.tables import segments as segments_table
 
 RECORDS = [b"first", b"", b"a third one"]
 
@@ -229,7 +229,7 @@ def test_a_segment_is_seen_to_be_written_from_another_process_until_the_writer_e
     script = """
         import sys
         from pathlib import Path
-        from server.segment_folder import FolderWriter
+        from server.storage.segment_folder import FolderWriter
         writer = FolderWriter(Path(sys.argv[1]))
         name, _ = writer.append([b"content"])
         print(name, flush=True)

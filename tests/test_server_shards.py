@@ -25,9 +25,9 @@ from fieldpost.errors import InvalidRequestError
 from fieldpost.names import SHARDS, find_shard, observations_topic, parse_up_topic, receipts_topic
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import receipt_pb2
-from server.database import open_engine
-from server.shards import ShardPart, parse_shard_part
-from server.tables import epochs, observations, stations
+from server.mqtt.shards import ShardPart, parse_shard_part
+from server.storage.database import open_engine
+from server.storage.tables import epochs, observations, stations
 
 ROUNDS = 60
 IN_FLIGHT = 3

@@ -16,9 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
-from server.database import open_engine
-from server.store import Store
-from server.tables import stations
+from server.storage.database import open_engine
+from server.storage.store import Store
+from server.storage.tables import stations
 
 
 @pytest.fixture

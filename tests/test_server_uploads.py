@@ -22,12 +22,12 @@ from sqlalchemy import func, select
 from fieldpost.errors import InvalidObservationError, InvalidRequestError, OverloadedError, TryAgainError
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
-from server.ingest import Ingest
-from server.registry import RegisteredInstrument, RegisteredStation, register
-from server.segments import Place
-from server.store import Store
-from server.tables import epochs, observations, segments
-from server.uploads import Upload, Uploads
+from server.ingest.core import Ingest
+from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
+from server.ingest.uploads import Upload, Uploads
+from server.storage.segments import Place
+from server.storage.store import Store
+from server.storage.tables import epochs, observations, segments
 
 PIECE = 64 * 1024
 CONTENT = os.urandom(5 * PIECE + 17)
@@ -377,11 +377,11 @@ SCRIPT = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[3])
     from server_support import make_observation
-    from server.ingest import Ingest
-    from server.segment_folder import FolderWriter
-    from server.store import Store
-    from server import upload_spool
-    from server.uploads import Uploads
+    from server.ingest.core import Ingest
+    from server.storage.segment_folder import FolderWriter
+    from server.storage.store import Store
+    from server.ingest import upload_spool
+    from server.ingest.uploads import Uploads
 
     folder, step = Path(sys.argv[1]), sys.argv[2]
 
@@ -407,7 +407,7 @@ SCRIPT = """
     elif step == "mark":
         killed_after(upload_spool, "_write_mark")
     elif step == "check":
-        import server.uploads
+        import server.ingest.uploads
         killed_after(server.uploads, "check_stream")
     elif step == "adopt":
         killed_after(FolderWriter, "adopt")

@@ -22,16 +22,17 @@ from fieldpost.errors import BrokenStateError, InvalidObservationError, Rejected
 from fieldpost.payload import encode_payload
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
-from server import supervised_worker
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
-from server.batcher import Batcher
-from server.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.batching.batcher import Batcher
 from server.models.card import ModelCard, ModelKind, ModelState
-from server.supervised_worker import SupervisedWorker
-from server.worker import is_out_of_memory, predict_items
-from server.worker_pool import Pool, PoolPlan, open_pool
-from server.worker_process import WorkerProcess
-from server.worker_wire import (
+from server.workers import supervised_worker
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.protocol import Worker, WorkerKind
+from server.workers.supervised_worker import SupervisedWorker
+from server.workers.worker import is_out_of_memory, predict_items
+from server.workers.worker_pool import Pool, PoolPlan, open_pool
+from server.workers.worker_process import WorkerProcess
+from server.workers.worker_wire import (
     Frame,
     Load,
     Loaded,
@@ -44,7 +45,6 @@ from server.worker_wire import (
     encode_answer,
     encode_message,
 )
-from server.workers import Worker, WorkerKind
 
 BOUNDARY_LAYER = ModelKey("boundary-layer-height", 1)
 MIB = 1024 * 1024
@@ -401,7 +401,7 @@ async def test_a_long_queue_starts_more_workers_up_to_the_bound() -> None:
 def test_a_worker_process_dies_with_its_server_even_while_it_hangs(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from server.worker_process import WorkerProcess, WorkerSpec\n"
+        "from server.workers.worker_process import WorkerProcess, WorkerSpec\n"
         "import threading\n"
         "begun = threading.Event()\n"
         "process = WorkerProcess(WorkerSpec('built-in'), lambda frame: begun.set(), print)\n"

@@ -9,10 +9,10 @@ import numpy as np
 
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisInput, AnalysisResult
-from server.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
 from server.models.card import ModelCard, ModelKind, ModelState, Restriction, Trial
-from server.worker import predict_items
-from server.workers import WorkerEvents, WorkerFacts, WorkerKind
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.protocol import WorkerEvents, WorkerFacts, WorkerKind
+from server.workers.worker import predict_items
 
 LENGTH = ModelKey("length", 1)
 

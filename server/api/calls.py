@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 
 from fieldpost.errors import FieldpostError, InvalidRequestError
-from server.credentials import Context, Door
-from server.status import code_for, end_with
+from server.api.credentials import Context, Door
+from server.api.status import code_for, end_with
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fieldpost.v1 import capacity_service_pb2 as pb
 from fieldpost.v1 import capacity_service_pb2_grpc
-from server.capacity import CapacityDesk
-from server.credentials import Context
+from server.api.credentials import Context
+from server.operation.capacity import CapacityDesk
 
 
 class CapacityServicer(capacity_service_pb2_grpc.CapacityServicer):

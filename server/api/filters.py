@@ -7,9 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import observations_service_pb2, predictions_service_pb2
 from server.instants import is_storable, to_nanos
-from server.observations import ObservationFilter
-from server.pages import TimeSpan
-from server.predictions import PredictionFilter
+from server.queries.observations import ObservationFilter
+from server.queries.pages import TimeSpan
+from server.queries.predictions import PredictionFilter
 
 PredictionRequest = predictions_service_pb2.ListPredictionsRequest | predictions_service_pb2.RetryPredictionsRequest
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from fieldpost.v1 import inference_service_pb2 as pb
 from fieldpost.v1 import inference_service_pb2_grpc
 from server.api.calls import abandon
-from server.credentials import Context
-from server.inference import Flow, Inference
+from server.api.credentials import Context
+from server.prediction.inference import Flow, Inference
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServicer):

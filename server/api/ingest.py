@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from fieldpost.errors import InvalidRequestError, OverloadedError
 from fieldpost.v1 import ingest_service_pb2 as pb
 from fieldpost.v1 import ingest_service_pb2_grpc, receipt_pb2
-from server.access import Caller, Role, check_sender
+from server.api.access import Caller, Role, check_sender
 from server.api.calls import abandon
-from server.credentials import Context, Door
-from server.ingest import Ingest
-from server.uploads import Upload, Uploads
+from server.api.credentials import Context, Door
+from server.ingest.core import Ingest
+from server.ingest.uploads import Upload, Uploads
 
 BUNDLES_MAX = 48
 """Bundles of one caller between arrival and receipt; beyond them it is not read from. Several commits' worth: with one

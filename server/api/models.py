@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import model_pb2, models_service_pb2_grpc
 from fieldpost.v1 import models_service_pb2 as pb
-from server.credentials import Context, Door
-from server.jobs import ModelKey
+from server.api.credentials import Context, Door
 from server.models.card import ModelState, Restriction
 from server.models.desk import ModelDesk
+from server.workers.jobs import ModelKey
 
 STATES = {
     model_pb2.MODEL_STATE_READY: ModelState.READY,

@@ -10,15 +10,21 @@ from sqlalchemy import Connection
 from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import observations_service_pb2 as pb
 from fieldpost.v1 import observations_service_pb2_grpc
+from server.api.credentials import Context
 from server.api.filters import observation_filter
 from server.api.reading import Reading
 from server.api.watching import watch
 from server.broadcast import Broadcast
-from server.credentials import Context
-from server.observations import ObservationFilter, find_place, last_observation_id, list_after, list_observations
-from server.pages import Position, make_token
-from server.records import read_head
-from server.segments import Place
+from server.queries.observations import (
+    ObservationFilter,
+    find_place,
+    last_observation_id,
+    list_after,
+    list_observations,
+)
+from server.queries.pages import Position, make_token
+from server.storage.records import read_head
+from server.storage.segments import Place
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 """Larger payloads are left out of Stream."""

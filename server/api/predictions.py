@@ -8,12 +8,18 @@ from functools import partial
 
 from fieldpost.v1 import predictions_service_pb2 as pb
 from fieldpost.v1 import predictions_service_pb2_grpc
+from server.api.credentials import Context
 from server.api.filters import prediction_filter
 from server.api.reading import Reading
 from server.api.watching import watch
 from server.broadcast import Broadcast
-from server.credentials import Context
-from server.predictions import PredictionFilter, last_prediction_id, list_after, list_predictions, retry_failures
+from server.queries.predictions import (
+    PredictionFilter,
+    last_prediction_id,
+    list_after,
+    list_predictions,
+    retry_failures,
+)
 
 STREAM_PAGE = 1000
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from server.store import Store
+from server.storage.store import Store
 
 T = TypeVar("T")
 THREADS = 8

@@ -29,6 +29,7 @@ from fieldpost.v1 import (
 )
 from server.api.calls import GuardedServer
 from server.api.capacity import CapacityServicer
+from server.api.credentials import Door, Listen, open_ports
 from server.api.inference import InferenceServicer
 from server.api.ingest import IngestServicer
 from server.api.models import ModelsServicer
@@ -37,16 +38,15 @@ from server.api.predictions import PredictionsServicer
 from server.api.reading import Reading
 from server.api.stations import StationsServicer
 from server.broadcast import Broadcast
-from server.capacity import CapacityDesk
-from server.command_desk import CommandDesk
-from server.credentials import Door, Listen, open_ports
-from server.inference import Inference
-from server.ingest import Ingest
+from server.ingest.core import Ingest
+from server.ingest.uploads import Uploads
 from server.models.desk import ModelDesk
+from server.mqtt.command_desk import CommandDesk
+from server.operation.capacity import CapacityDesk
 from server.operation.observer import Observer
-from server.stations import is_registered
-from server.store import Store
-from server.uploads import Uploads
+from server.prediction.inference import Inference
+from server.queries.stations import is_registered
+from server.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fieldpost.v1 import command_pb2, stations_service_pb2_grpc
 from fieldpost.v1 import stations_service_pb2 as pb
+from server.api.credentials import Context
 from server.api.reading import Reading
-from server.command_desk import CommandDesk
-from server.credentials import Context
-from server.ingest import Ingest
-from server.stations import last_status, list_stations
+from server.ingest.core import Ingest
+from server.mqtt.command_desk import CommandDesk
+from server.queries.stations import last_status, list_stations
 
 COMMAND_TIMEOUT_S = 60.0
 

@@ -10,9 +10,9 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from server.api.credentials import Context
 from server.api.reading import Reading
 from server.broadcast import Broadcast
-from server.credentials import Context
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
 
-from server.jobs import ModelKey
+from server.workers.jobs import ModelKey
 
 
 class ModelState(StrEnum):

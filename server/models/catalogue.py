@@ -14,12 +14,12 @@ from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from fieldpost.errors import InvalidRequestError, UnknownModelError
 from server.analyses import AnalysisCard, find_analyses
-from server.jobs import ModelKey, ModelPackage
 from server.models.card import ModelCard, ModelKind, ModelState, Restriction, Trial
 from server.models.files import ModelFiles
 from server.models.manifest import read_manifest
 from server.models.states import check_transition, find_previous
-from server.tables import instruments, model_events, model_versions, predictions, stations
+from server.storage.tables import instruments, model_events, model_versions, predictions, stations
+from server.workers.jobs import ModelKey, ModelPackage
 
 logger = logging.getLogger(__name__)
 

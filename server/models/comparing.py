@@ -9,7 +9,7 @@ import numpy as np
 from sqlalchemy import Connection, select
 
 from fieldpost.v1 import model_pb2, prediction_pb2
-from server.tables import predictions
+from server.storage.tables import predictions
 
 PAIRS_MAX = 1000
 

@@ -22,7 +22,6 @@ from fieldpost.names import NAME_PATTERN
 from fieldpost.v1 import inference_service_pb2, model_pb2, models_service_pb2
 from server.analyses import find_analyses
 from server.broadcast import Broadcast
-from server.jobs import ModelKey, ModelPackage
 from server.models import catalogue
 from server.models.card import ModelKind, ModelState, Restriction
 from server.models.comparing import compare
@@ -30,7 +29,8 @@ from server.models.files import ModelFiles
 from server.models.manifest import read_manifest
 from server.models.messages import to_message
 from server.models.trial import TrialLimits, try_model
-from server.store import Store
+from server.storage.store import Store
+from server.workers.jobs import ModelKey, ModelPackage
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidObservationError, InvalidRequestError
 from server.analyses import AnalysisInput, AnalysisResult
-from server.jobs import ModelPackage
 from server.models.answers import interpret
 from server.models.manifest import InputDeclaration, Manifest, read_manifest
 from server.models.payloads import Preparation
+from server.workers.jobs import ModelPackage
 
 BATCH_MAX = 64
 TYPE_NAMES = {"float32": "float", "float64": "double"}

@@ -16,13 +16,13 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from fieldpost.errors import FieldpostError
-from server.jobs import ModelKey
 from server.models import catalogue
 from server.models.card import ModelCard
 from server.models.catalogue import FreshVersion
 from server.models.desk import ModelDesk
 from server.models.rollout import OBSERVATIONS_MIN, Conduct, decide
-from server.store import Store
+from server.storage.store import Store
+from server.workers.jobs import ModelKey
 
 logger = logging.getLogger(__name__)
 

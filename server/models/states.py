@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fieldpost.errors import InvalidRequestError
-from server.jobs import ModelKey
 from server.models.card import ModelState
+from server.workers.jobs import ModelKey
 
 NEXT: dict[ModelState, frozenset[ModelState]] = {
     ModelState.READY: frozenset({ModelState.SHADOW, ModelState.ACTIVE, ModelState.RETIRED}),

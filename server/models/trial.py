@@ -22,9 +22,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError
-from server.jobs import ModelPackage
 from server.models.card import Trial
 from server.models.trial_wire import LENGTHS, MEMORY_HINT, TrialOptions
+from server.workers.jobs import ModelPackage
 
 logger = logging.getLogger(__name__)
 

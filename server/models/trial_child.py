@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from fieldpost.errors import FieldpostError, InvalidObservationError, InvalidRequestError
 from server.analyses import AnalysisInput, AnalysisResult
-from server.jobs import ModelKey, ModelPackage
 from server.models.answers import interpret, shape_output
 from server.models.card import Trial
 from server.models.cost import Timing, choose_batch_max, fit_cost
@@ -30,7 +29,8 @@ from server.models.manifest import Manifest, read_manifest
 from server.models.onnx_analysis import BATCH_MAX, OnnxAnalysis, load_onnx
 from server.models.sandbox import PR_SET_PDEATHSIG, confine
 from server.models.trial_wire import LENGTHS, MEMORY_HINT, TrialOptions
-from server.worker import is_out_of_memory
+from server.workers.jobs import ModelKey, ModelPackage
+from server.workers.worker import is_out_of_memory
 
 BATCH_TOLERANCE_MIN = 1e-3
 """A batch may be summed up in another order than one item."""

@@ -28,13 +28,13 @@ from fieldpost.broker_url import BrokerUrl, parse_broker_url
 from fieldpost.errors import FieldpostError
 from fieldpost.findings import Finding
 from fieldpost.words import count, size, span
-from server.batcher import Batcher
-from server.database import MIGRATIONS, open_engine
+from server.batching.batcher import Batcher
 from server.models import catalogue
 from server.models.files import ModelFiles
 from server.settings import Settings
-from server.tables import instruments, stations
-from server.worker_pool import PoolPlan, open_pool
+from server.storage.database import MIGRATIONS, open_engine
+from server.storage.tables import instruments, stations
+from server.workers.worker_pool import PoolPlan, open_pool
 
 FREE_BYTES_WARN = 5 * 10**9
 SYNC_WARN_S = 0.05
@@ -162,7 +162,7 @@ def _judge_stations(connection: Connection, now_unix_s: float) -> Iterator[Findi
 
 def _judge_segments(settings: Settings) -> Iterator[Finding]:
     """Writes a payload as the server does, and reads it back."""
-    from server.segments import Place, open_segments
+    from server.storage.segments import Place, open_segments
 
     writer, reader = open_segments(settings.segments)
     record = os.urandom(4096)

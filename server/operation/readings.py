@@ -10,12 +10,12 @@ from pathlib import Path
 from sqlalchemy import select
 
 from fieldpost.v1 import station_pb2
-from server.batcher import Batcher
-from server.gateway import Gateway
-from server.ingest import Ingest
+from server.batching.batcher import Batcher
+from server.ingest.core import Ingest
+from server.mqtt.gateway import Gateway
 from server.operation.metrics import Read, Sample
-from server.store import Store
-from server.tables import stations
+from server.storage.store import Store
+from server.storage.tables import stations
 
 ASK_TIMEOUT_S = 5.0
 

@@ -1,0 +1,1 @@
+"""The way to stations and back, over brokers."""

@@ -1,0 +1,1 @@
+"""What is to be predicted, and by which model versions: found by query, or asked for at once."""

@@ -1,0 +1,163 @@
+"""What is still to be predicted: observations x model versions at work - predictions. A query, not a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from google.protobuf.message import DecodeError
+from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
+
+from fieldpost.errors import BrokenStateError
+from fieldpost.v1 import observation_pb2 as pb
+from server.models.card import ModelCard
+from server.operation.tracing import Identity
+from server.storage.segments import Place
+from server.storage.tables import instruments, model_versions, observations, predictions, segments, stations
+from server.workers.jobs import WorkItem
+
+SCAN_IDS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class PendingObservation:
+    """An observation without its prediction."""
+
+    observation_id: int
+    instrument_id: int
+    measure_unix_nanos: int
+    place: Place
+    instrument_model: str
+    calibration: float | None
+    capture_unix_nanos: int
+    is_live: bool
+    is_time_known: bool = True
+    """False where only the payload tells when it was measured; until then measure_unix_nanos is the capture time."""
+    identity: Identity | None = None
+    """None until the payload is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which observations are looked at.
+
+    Attributes:
+        is_live: Those that came fresh and after the mark; otherwise all others.
+        mark_id: The last observation before the model version was put to work.
+        after_id: Those after this one.
+    """
+
+    is_live: bool
+    mark_id: int
+    after_id: int
+
+
+def find_pending(
+    connection: Connection, card: ModelCard, span: Span, limit: int
+) -> tuple[list[PendingObservation], int]:
+    """The first observations of a span that wait for the model version, by id, and how far was looked.
+
+    At most SCAN_IDS_MAX ids are looked at, so that a look stays short however few among very many are meant.
+    """
+    last_id = last_observation_id(connection)
+    until_id = max(span.after_id, min(last_id, span.after_id + SCAN_IDS_MAX))
+    is_predicted = exists().where(
+        predictions.c.observation_id == observations.c.id, predictions.c.model_version_id == card.row_id
+    )
+    is_live = and_(observations.c.is_live, observations.c.id > span.mark_id)
+    # Which first, and only then what is known of them: PostgreSQL would read all instruments for each observation.
+    chosen = (
+        select(observations)
+        .where(
+            observations.c.id > span.after_id,
+            observations.c.id <= until_id,
+            is_live if span.is_live else ~is_live,
+            observations.c.instrument_id.in_(_meant_instruments(card)),
+            ~is_predicted,
+        )
+        .order_by(observations.c.id)
+        .limit(limit)
+        .subquery()
+    )
+    query = (
+        select(
+            chosen.c.id,
+            chosen.c.instrument_id,
+            chosen.c.measure_unix_nanos,
+            segments.c.name,
+            chosen.c.segment_offset,
+            chosen.c.stored_bytes,
+            instruments.c.instrument_model,
+            instruments.c.calibration,
+            chosen.c.capture_unix_nanos,
+            chosen.c.is_live,
+        )
+        .join(instruments, instruments.c.id == chosen.c.instrument_id)
+        .join(segments, segments.c.id == chosen.c.segment_id)
+        .order_by(chosen.c.id)
+    )
+    found = [
+        PendingObservation(row[0], row[1], row[2], Place(row[3], row[4], row[5]), row[6], row[7], row[8], row[9])
+        for row in connection.execute(query)
+    ]
+    return found, found[-1].observation_id if len(found) == limit else until_id
+
+
+def _meant_instruments(card: ModelCard) -> Select[tuple[int]]:
+    """The ids of the instruments for which the model version predicts."""
+    query = select(instruments.c.id).where(instruments.c.instrument_model.in_(sorted(card.instrument_models)))
+    restriction = card.restriction
+    if restriction.is_none:
+        return query
+    full_name = stations.c.name + "/" + instruments.c.name
+    return query.join(stations, stations.c.id == instruments.c.station_id).where(
+        or_(stations.c.name.in_(restriction.stations), full_name.in_(restriction.instruments))
+    )
+
+
+def last_observation_id(connection: Connection) -> int:
+    """The highest id given; 0 where there is none."""
+    return int(connection.scalar(select(func.max(observations.c.id))) or 0)
+
+
+def load_item(
+    pending: PendingObservation, read_segment: Callable[[Place], bytes]
+) -> tuple[PendingObservation, WorkItem]:
+    """Reads the payload, and with it what only the header says.
+
+    Raises:
+        BrokenStateError: The segment is damaged there.
+    """
+    place = pending.place
+    try:
+        observation = pb.Observation.FromString(read_segment(place))
+    except DecodeError as error:
+        where = f"at offset {place.offset} of segment {place.segment}"
+        raise BrokenStateError(
+            f"expected an observation {where}, but got: {error}",
+            hint="restore the segment from a backup; the observation is then predicted after the next start",
+        ) from error
+    header = observation.header
+    item = WorkItem(
+        observation.payload,
+        header.payload_encoding,
+        header.payload_bytes,
+        pending.instrument_model,
+        pending.measure_unix_nanos,
+        pending.calibration,
+    )
+    identity = Identity(header.station, header.epoch, header.sequence)
+    return replace(pending, is_time_known=header.HasField("measure_time"), identity=identity), item
+
+
+def read_settled(connection: Connection, model_row_id: int) -> int:
+    """The settled mark as it stands in the database, where registering may have set it back."""
+    query = select(model_versions.c.settled_observation_id).where(model_versions.c.id == model_row_id)
+    return int(connection.scalar(query) or 0)
+
+
+def write_settled(connection: Connection, model_row_id: int, expected: int, settled: int) -> bool:
+    """Moves the mark, unless somebody set it back meanwhile; returns whether it moved."""
+    here = (model_versions.c.id == model_row_id, model_versions.c.settled_observation_id == expected)
+    result = connection.execute(update(model_versions).where(*here).values(settled_observation_id=settled))
+    return result.rowcount == 1

@@ -1,0 +1,1 @@
+"""What callers read: observations, predictions and stations, page by page."""

@@ -1,0 +1,1 @@
+"""Where observations and predictions lie: the database, and the segments of payloads."""

@@ -1,0 +1,1 @@
+"""Processes that compute batches, on this machine or behind actors of Ray."""

@@ -1,0 +1,166 @@
+"""What the server and its workers say to each other: plain values. How they cross a pipe is in worker_wire.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldpost.payload import decode_payload
+from fieldpost.v1 import observation_pb2 as pb
+from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
+
+
+class ModelKey(NamedTuple):
+    """Names a model version."""
+
+    analysis: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.analysis}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPackage:
+    """Everything that a worker needs in order to load a model version, wherever it runs.
+
+    Attributes:
+        key: Which.
+        manifest: The TOML of a user's model; empty where it is built in.
+        content: The ONNX file of a user's model; empty where it is built in.
+    """
+
+    key: ModelKey
+    manifest: str = ""
+    content: bytes = field(default=b"", repr=False)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the code of this checkout knows how to load it."""
+        return not self.manifest
+
+
+class WorkItem(NamedTuple):
+    """One observation on its way to a worker, its payload as it was stored."""
+
+    payload: bytes
+    payload_encoding: pb.PayloadEncoding.ValueType
+    payload_bytes: int
+    instrument_model: str
+    measure_unix_nanos: int
+    calibration: float | None = None
+
+    def decode(self) -> AnalysisInput:
+        """The observation as analyses see it; raises InvalidObservationError where the payload is damaged."""
+        content = decode_payload(self.payload, self.payload_encoding, self.payload_bytes)
+        return AnalysisInput(content, self.instrument_model, self.measure_unix_nanos, self.calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch for one model version.
+
+    Attributes:
+        job_id: Unlike that of any other job of this server process.
+        key: The model version.
+        items: The observations; without any, the worker only loads the model.
+        timeout_s: A worker that takes longer, from when it began with the job, is taken for hung.
+    """
+
+    job_id: int
+    key: ModelKey
+    items: list[WorkItem]
+    timeout_s: float
+
+
+VariableNames = tuple[str, str, tuple[str, ...]]
+"""Name, unit and flag meanings of a variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultBlock:
+    """The results of one batch that have the same variables, as few large arrays.
+
+    Pickling hundreds of small ones cost a sixth of the batch's computation.
+
+    Attributes:
+        places: Which items of the batch they are of.
+        counts: Samples of each.
+        sample_unix_nanos: (samples of all,), int64.
+        variables: Name, unit and the meanings of its flags, of each.
+        values: (variables, samples of all), float32.
+    """
+
+    places: list[int]
+    counts: list[int]
+    sample_unix_nanos: NDArray[np.int64]
+    variables: tuple[VariableNames, ...]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """The answer to a job.
+
+    Attributes:
+        job_id: The job's.
+        blocks: The results.
+        refusals: In words why an item, told by its place, has no result.
+        failure: What broke the whole batch; then there are no results.
+        is_out_of_memory: The failure was lack of memory: smaller batches may do.
+        duration_s: The worker's own time for this batch; loading the model is not counted.
+    """
+
+    job_id: int
+    blocks: list[ResultBlock] = field(default_factory=list)
+    refusals: dict[int, str] = field(default_factory=dict)
+    failure: str = ""
+    is_out_of_memory: bool = False
+    duration_s: float = 0.0
+
+    def results(self) -> list[AnalysisResult | str]:
+        """For each item, in order, its result, or in words why there is none."""
+        found: dict[int, AnalysisResult | str] = dict(self.refusals)
+        for block in self.blocks:
+            start = 0
+            for place, count in zip(block.places, block.counts, strict=True):
+                samples = slice(start, start + count)
+                start += count
+                variables = tuple(
+                    AnalysisVariable(name, unit, values[samples], meanings)
+                    for (name, unit, meanings), values in zip(block.variables, block.values, strict=True)
+                )
+                found[place] = AnalysisResult(block.sample_unix_nanos[samples], variables)
+        return [found[place] for place in range(len(found))]
+
+
+def pack_results(job_id: int, results: Sequence[AnalysisResult | str], duration_s: float = 0.0) -> JobDone:
+    """The answer to a job, from the results of its items in order."""
+    refusals = {place: each for place, each in enumerate(results) if isinstance(each, str)}
+    alike: dict[tuple[VariableNames, ...], list[tuple[int, AnalysisResult]]] = {}
+    for place, each in enumerate(results):
+        if not isinstance(each, str):
+            names = tuple([(variable.name, variable.unit, variable.flag_meanings) for variable in each.variables])
+            alike.setdefault(names, []).append((place, each))
+    blocks = []
+    for names, members in alike.items():
+        instants = [each.sample_unix_nanos for _, each in members]
+        # all arrays in one call: a call for each variable cost three times as much
+        values = [each.variables[i].values for i in range(len(names)) for _, each in members]
+        sample_unix_nanos = np.concatenate(instants, dtype=np.int64)
+        blocks.append(
+            ResultBlock(
+                places=[place for place, _ in members],
+                counts=[len(each) for each in instants],
+                sample_unix_nanos=sample_unix_nanos,
+                variables=names,
+                values=(np.concatenate(values, dtype=np.float32) if values else np.empty(0, np.float32)).reshape(
+                    len(names), len(sample_unix_nanos)
+                ),
+            )
+        )
+    return JobDone(job_id, blocks, refusals, duration_s=duration_s)

@@ -1,0 +1,226 @@
+"""How the server and a worker process write to each other over a socket: frames of a header and a body.
+
+What the server says is pickled, for a worker trusts the server. What a worker says is never unpickled: a process that
+runs a stranger's model may be the stranger's by now. Its answers are JSON and plain arrays, and each is checked before
+anybody uses it. Payloads and arrays lie in the body as they are, without an object around each.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldpost.errors import BrokenStateError
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, VariableNames, WorkItem
+
+ANSWER_BYTES_MAX = 256 * 1024 * 1024
+"""A larger answer is none: so much a worker of ours never says, and a strange one must not fill the server's memory."""
+JOIN_BYTES_MAX = 4 * 1024 * 1024
+"""Frames up to this size go out in one call; copying them costs less than waking the other side for each part."""
+TEXT_CHARACTERS_MAX = 4000
+_LENGTHS = struct.Struct("<QQ")
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Tells a worker to load a model version; it answers with Loaded."""
+
+    package: ModelPackage
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Tells a worker to forget a model version."""
+
+    key: ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has started, and loads what it is told.
+
+    Attributes:
+        device: What it computes with; of a GPU its name.
+        confinements: What keeps it in.
+    """
+
+    device: str
+    confinements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A worker has loaded a model version, or in words why it could not."""
+
+    key: ModelKey
+    failure: str = ""
+
+
+Message = Load | Unload | Job
+Answer = Ready | Loaded | JobDone
+
+
+class Frame(NamedTuple):
+    """One message or answer as it crosses."""
+
+    header: Buffer
+    body: memoryview
+
+
+def frame_parts(header: bytes, body: Sequence[Buffer]) -> list[Buffer]:
+    """A frame as it crosses: the lengths of both, the header, the parts of the body."""
+    header += b" " * (-len(header) % 8)  # so that arrays in the body are aligned; JSON and pickle do not mind
+    return [_LENGTHS.pack(len(header), sum(map(len, body))), header, *body]
+
+
+def write_frame(connection: socket.socket, parts: Sequence[Buffer]) -> None:
+    """Writes what encode_message or encode_answer made; waits until the other side has room."""
+    if sum(map(len, parts)) <= JOIN_BYTES_MAX:
+        connection.sendall(b"".join(parts))
+    else:
+        for part in parts:
+            connection.sendall(part)
+
+
+def read_frame(connection: socket.socket, bytes_max: int | None = None) -> Frame | None:
+    """The next frame; None where the other side has closed.
+
+    Raises:
+        BrokenStateError: The frame is larger than allowed, or ends early.
+    """
+    lengths = bytearray(_LENGTHS.size)
+    if not _receive_all(connection, memoryview(lengths)):
+        return None
+    header_bytes, body_bytes = _LENGTHS.unpack(lengths)
+    if bytes_max is not None and header_bytes + body_bytes > bytes_max:
+        raise BrokenStateError(f"expected a frame of at most {bytes_max} bytes, but got {header_bytes + body_bytes}")
+    content = memoryview(bytearray(header_bytes + body_bytes))
+    if len(content) and not _receive_all(connection, content):
+        raise BrokenStateError(f"expected {len(content)} bytes more, but the pipe ended")
+    return Frame(content[:header_bytes], content[header_bytes:])
+
+
+def _receive_all(connection: socket.socket, room: memoryview) -> bool:
+    while room:
+        count = connection.recv_into(room, len(room), socket.MSG_WAITALL)
+        if count == 0:
+            return False
+        room = room[count:]
+    return True
+
+
+def encode_message(message: Message) -> list[Buffer]:
+    """A message as parts of a frame; payloads are not copied."""
+    if isinstance(message, Job):
+        columns = list(zip(*message.items, strict=True))
+        payloads: Sequence[bytes] = columns[0] if columns else ()
+        told = (message.job_id, tuple(message.key), message.timeout_s, [len(each) for each in payloads], columns[1:])
+        return frame_parts(pickle.dumps(("job", told), 5), payloads)
+    if isinstance(message, Load):
+        package = message.package
+        return frame_parts(pickle.dumps(("load", (tuple(package.key), package.manifest)), 5), [package.content])
+    return frame_parts(pickle.dumps(("unload", tuple(message.key)), 5), [])
+
+
+def decode_message(frame: Frame) -> Message:
+    """The opposite, in the worker."""
+    kind, told = pickle.loads(frame.header)
+    if kind == "job":
+        job_id, key, timeout_s, lengths, columns = told
+        payloads, start = [], 0
+        for length in lengths:
+            payloads.append(bytes(frame.body[start : start + length]))
+            start += length
+        items = list(map(WorkItem._make, zip(payloads, *columns, strict=True)))
+        return Job(job_id, ModelKey(*key), items, timeout_s)
+    if kind == "load":
+        key, manifest = told
+        return Load(ModelPackage(ModelKey(*key), manifest, bytes(frame.body)))
+    return Unload(ModelKey(*told))
+
+
+def encode_answer(answer: Answer) -> list[Buffer]:
+    """An answer as parts of a frame."""
+    if isinstance(answer, Ready):
+        return frame_parts(json.dumps({"ready": asdict(answer)}).encode(), [])
+    if isinstance(answer, Loaded):
+        return frame_parts(json.dumps({"loaded": [*answer.key, answer.failure[:TEXT_CHARACTERS_MAX]]}).encode(), [])
+    arrays: list[Buffer] = []
+    blocks = []
+    for block in answer.blocks:
+        arrays += [_bytes_of(block.sample_unix_nanos), _bytes_of(block.values)]
+        blocks.append([block.places, block.counts, block.variables])
+    told = {
+        "done": answer.job_id,
+        "blocks": blocks,
+        "refusals": {place: text[:TEXT_CHARACTERS_MAX] for place, text in answer.refusals.items()},
+        "failure": answer.failure[:TEXT_CHARACTERS_MAX],
+        "is_out_of_memory": answer.is_out_of_memory,
+        "duration_s": answer.duration_s,
+    }
+    return frame_parts(json.dumps(told).encode(), arrays)
+
+
+def decode_answer(frame: Frame) -> Answer:
+    """The opposite, in the server.
+
+    Raises:
+        BrokenStateError: It is no answer.
+    """
+    try:
+        told = json.loads(bytes(frame.header))
+        if "ready" in told:
+            return Ready(str(told["ready"]["device"]), tuple(map(str, told["ready"]["confinements"])))
+        if "loaded" in told:
+            analysis, version, failure = told["loaded"]
+            return Loaded(ModelKey(str(analysis), int(version)), str(failure))
+        return _decode_done(told, frame.body)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BrokenStateError(f"expected an answer of a worker, but got something else: {error!r}") from error
+
+
+def _decode_done(told: dict[str, object], body: memoryview) -> JobDone:
+    blocks, start = [], 0
+    for places, counts, variables in told["blocks"]:  # type: ignore[attr-defined]  # a TypeError is caught
+        sample_count = sum(counts)
+        if len(places) != len(counts) or min(counts, default=0) < 0:
+            raise ValueError("places and counts do not agree")
+        names: tuple[VariableNames, ...] = tuple(
+            (str(name), str(unit), tuple(map(str, meanings))) for name, unit, meanings in variables
+        )
+        nanos = np.frombuffer(body, np.int64, sample_count, start)
+        start += nanos.nbytes
+        values = np.frombuffer(body, np.float32, len(names) * sample_count, start)
+        start += values.nbytes
+        blocks.append(ResultBlock(places, counts, nanos, names, values.reshape(len(names), sample_count)))
+    refusals = {int(place): str(text) for place, text in told["refusals"].items()}  # type: ignore[attr-defined]
+    return JobDone(
+        int(told["done"]),  # type: ignore[call-overload]
+        blocks,
+        refusals,
+        str(told["failure"]),
+        bool(told["is_out_of_memory"]),
+        float(told["duration_s"]),  # type: ignore[arg-type]
+    )
+
+
+def answers_all(done: JobDone, item_count: int) -> bool:
+    """Whether an answer has a result or a refusal for each item of its batch, once; or a failure of the whole."""
+    if done.failure:
+        return True
+    places = [*done.refusals, *(place for block in done.blocks for place in block.places)]
+    return len(places) == item_count and set(places) == set(range(item_count))
+
+
+def _bytes_of(values: NDArray[Any]) -> Buffer:
+    return np.ascontiguousarray(values).data.cast("B") if values.size else b""
