@@ -66,7 +66,7 @@ def test_files_are_sent_and_sending_them_again_stores_nothing_twice(server: Reco
     assert {each.header.origin for each in server.observations} == {"0.png", "1.png", "2.png"}
     Path(first).write_bytes(b"changed")
     assert "1 of 1 held, 0 of them before" in run(*SEND, first).output
-    assert len({each.header.epoch for each in server.observations}) == 1 and len(server.queries.observations) == 4
+    assert len({each.header.epoch for each in server.observations}) == 1 and len(server.observations) == 4
 
 
 def test_a_send_that_was_cut_goes_on_under_the_same_identities(server: RecordingServer, tmp_path: Path) -> None:

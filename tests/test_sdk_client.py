@@ -71,7 +71,7 @@ def test_sending_again_under_the_same_identity_stores_nothing_twice(server: Reco
         client.send(observations[:70])
         report = client.send(observations)
     assert (report.held_count, report.duplicate_count) == (100, 70)
-    assert len(server.queries.observations) == 100
+    assert len(server.observations) == 100
 
 
 def test_refusals_are_in_the_report_and_the_rest_is_held(connect: Connect) -> None:
@@ -195,12 +195,12 @@ def test_a_send_that_breaks_is_finished_by_sending_the_same_again(server: Record
     with connect(server.address) as client:
         with pytest.raises(OfflineError):
             client.send(breaking())
-        assert 0 < len(server.queries.observations) < len(observations)
+        assert 0 < len(server.observations) < len(observations)
         server.start()
         report = until_online(lambda: client.send(observations))
     assert report.held_count == len(observations)
     assert report.duplicate_count > 0
-    assert len(server.queries.observations) == len(observations)
+    assert len(server.observations) == len(observations)
 
 
 def test_predictions_come_page_by_page_and_none_is_missing(connect: Connect) -> None:

@@ -96,7 +96,7 @@ def test_every_call_is_on_the_sdk_page() -> None:
 def predict_what_comes(server: RecordingServer, count: int) -> None:
     """Does for a RecordingServer what a real one does by itself."""
     with server.changed:
-        server.changed.wait_for(lambda: len(server.queries.observations) == count, timeout=30)
+        server.changed.wait_for(lambda: len(server.observations) == count, timeout=30)
     for observation in server.observations:
         prediction = make_prediction(
             ["2025-06-01T12:00Z"],

@@ -38,7 +38,7 @@ def fill(server: RecordingServer, count: int = 7, station: str = "station-1") ->
 
 def large(server: RecordingServer, content: bytes) -> int:
     server.observations.append(Outbox("station-1").observation("ct", content))
-    return len(server.queries.observations)
+    return len(server.observations)
 
 
 @both_clients

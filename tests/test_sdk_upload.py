@@ -98,7 +98,7 @@ def test_an_upload_that_gives_up_is_taken_up_by_calling_again(
         assert told[0] >= 4 * MIB  # it began there
         again = client.upload(observation)
     assert (again.held_count, again.duplicate_count) == (1, 1)
-    assert len(server.queries.observations) == 1
+    assert len(server.observations) == 1
 
 
 @both_clients

@@ -152,7 +152,7 @@ def test_a_watch_of_what_is_new_misses_nothing_that_is_made_after_it_was_opened(
         for _ in range(20):
             with client.watch() as watch:
                 add(server, 1)
-                assert next(watch).prediction_id == len(server.queries.predictions)
+                assert next(watch).prediction_id == len(server.predictions)
 
 
 def test_a_watch_of_an_instrument_needs_its_station(server: RecordingServer) -> None:

@@ -347,7 +347,6 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from server_support import make_bundle, open_store
 from server.ingest.core import Ingest
-import server.storage.segments, server.store
 step, folder, database_url = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 store = open_store(folder, database_url=database_url)
 ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)

@@ -132,7 +132,7 @@ def test_a_database_of_a_newer_version_is_refused_with_what_to_do(database_url: 
 
 
 def test_servers_that_start_at_once_on_an_empty_database_all_find_it_ready(database_url: str, tmp_path: Path) -> None:
-    script = "import sys; from server.store import Store; Store(*sys.argv[1:]).close()"
+    script = "import sys; from server.storage.store import Store; Store(*sys.argv[1:]).close()"
     command = [sys.executable, "-c", script, database_url, str(tmp_path / "segments")]
     starting = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     for each in starting:

@@ -408,7 +408,7 @@ SCRIPT = """
         killed_after(upload_spool, "_write_mark")
     elif step == "check":
         import server.ingest.uploads
-        killed_after(server.uploads, "check_stream")
+        killed_after(server.ingest.uploads, "check_stream")
     elif step == "adopt":
         killed_after(FolderWriter, "adopt")
     elif step == "commit":

@@ -54,7 +54,7 @@ class CapacityDesk:
                     backfill_count=queue.backfill_count,
                     shadow_count=queue.shadow_count,
                     oldest_s=queue.oldest_s,
-                    predicted_count=counts.predicted,
+                    predicted_count=counts.predicted + counts.failed,
                     failed_count=counts.failed,
                     batch_fixed_s=queue.batch_fixed_s,
                     observation_s=queue.observation_s,

@@ -70,7 +70,7 @@ def read_batcher(batcher: Batcher, loop: asyncio.AbstractEventLoop) -> Read:
                 waiting.append(((str(each.key), priority), getattr(each, f"{priority}_count")))
         predictions: list[Sample] = []
         for key, done in batcher.model_counts.items():
-            predictions += [((str(key), "good"), done.predicted - done.failed), ((str(key), "failed"), done.failed)]
+            predictions += [((str(key), "good"), done.predicted), ((str(key), "failed"), done.failed)]
         return {
             "predictions_total": predictions,
             "waiting_observations": waiting,
