@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from server.ingest.bounded import BoundedQueue
+from server.ingest.bounded import BoundedQueue, BoundedRoom
 
 
 def test_items_leave_in_the_order_in_which_they_came() -> None:
@@ -49,3 +49,23 @@ def test_who_waits_for_an_item_gets_it() -> None:
     queue.put(7, 1, 0)
     waiting.join(10)
     assert taken == [7]
+
+
+def test_a_room_lets_in_by_number_and_bytes_and_what_is_larger_than_it_alone() -> None:
+    room = BoundedRoom(2, 10)
+    room.enter(100)
+    entered = threading.Event()
+    waiting = threading.Thread(target=lambda: (room.enter(6), entered.set()))
+    waiting.start()
+    assert not entered.wait(0.05)
+    room.leave(100)
+    assert entered.wait(5)
+    waiting.join()
+    crowd = [threading.Thread(target=room.enter, args=(5,)) for _ in range(2)]
+    for each in crowd:
+        each.start()
+    assert [each.join(0.05) or each.is_alive() for each in crowd] == [True, True]
+    room.open()
+    for each in crowd:
+        each.join(5)
+        assert not each.is_alive()

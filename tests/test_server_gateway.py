@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from server_support import EPOCH, make_bundle, make_observation, open_store
+from small_disk import small_disk
 from sqlalchemy import func, select
 
 from fieldpost.broker_url import parse_broker_url
@@ -22,8 +26,9 @@ from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2, station_pb2
 from server.ingest.core import Ingest
 from server.mqtt.broker import EmbeddedBroker
-from server.mqtt.gateway import Gateway
+from server.mqtt.gateway import MESSAGES_MAX, Gateway
 from server.mqtt.refused import RefusedMessages
+from server.mqtt.shards import ALL_SHARDS
 from server.storage.store import Store
 from server.storage.tables import observations, stations
 
@@ -72,11 +77,11 @@ def broker_port(request: pytest.FixtureRequest, free_port: int) -> Iterator[int]
 class Server:
     """Store, ingest and gateway."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, refused: RefusedMessages | None = None) -> None:
         self.folder = folder
         self.store: Store = open_store(folder)
         self.ingest = Ingest(self.store, payload_bytes_max=1 << 20, on_stored=lambda: None)
-        self.refused = RefusedMessages(folder / "refused")
+        self.refused = refused or RefusedMessages(folder / "refused")
         url = parse_broker_url(f"mqtt://127.0.0.1:{port}")
         self.gateway = Gateway(
             url, "test-server", self.ingest, self.store, self.refused, message_bytes_max=MESSAGE_BYTES_MAX
@@ -250,3 +255,72 @@ def test_a_taken_port_is_said_to_be_taken(free_port: int) -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="expected a broker URL mqtt://"):
         parse_broker_url(url)
+
+
+def test_a_disk_without_room_for_refused_messages_disturbs_nothing(
+    tmp_path: Path, start_mosquitto: Callable[[int], Any], free_port: int
+) -> None:
+    start_mosquitto(free_port)
+    with small_disk(tmp_path / "small", 64 * 1024) as small:
+        server = Server(tmp_path, free_port, RefusedMessages(small / "refused"))
+        station = Station(free_port)
+        station.publish(bytes(200_000))  # no message: refused by the gateway
+        mixed = pb.Bundle(observations=[make_observation(1, os.urandom(200_000)), make_observation(2, epoch="e" * 32)])
+        station.publish(mixed.SerializeToString())  # no identity: refused by the ingest
+        station.publish(make_bundle(1).SerializeToString())
+        assert station.receipt().held_ranges[0].last_sequence == 1
+        assert server.refused.count == 2
+        station.close()
+        server.close()
+
+
+def test_a_flood_of_statuses_waits_in_the_broker_and_not_in_memory(
+    tmp_path: Path, start_mosquitto: Callable[[int], Any], free_port: int
+) -> None:
+    start_mosquitto(free_port)
+    server = Server(tmp_path, free_port)
+    station = Station(free_port)
+    may_go = threading.Event()
+    blocker = server.store.write(lambda _: may_go.wait(TIMEOUT_S))
+    status = station_pb2.StationStatus(station="lindenberg", is_online=True).SerializeToString()
+    for _ in range(4 * MESSAGES_MAX):
+        station.client.publish(status_topic("lindenberg"), status, qos=1)
+    wait_until(lambda: server.store._jobs.qsize() >= 10)
+    time.sleep(0.3)  # more would come now, if nothing kept them
+    assert server.store._jobs.qsize() <= MESSAGES_MAX
+    may_go.set()
+    blocker.result(TIMEOUT_S)
+    station.publish(make_bundle(1).SerializeToString())
+    assert station.receipt().held_ranges[0].last_sequence == 1
+    station.close()
+    server.close()
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_a_gateway_is_connected_once_the_broker_has_granted_its_topics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_granted: bool
+) -> None:
+    store = open_store(tmp_path)
+    ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        broker.settimeout(TIMEOUT_S)
+        url = parse_broker_url(f"mqtt://127.0.0.1:{broker.getsockname()[1]}")
+        refused = RefusedMessages(tmp_path / "refused")
+        gateway = Gateway(url, "test-server", ingest, store, refused, message_bytes_max=MESSAGE_BYTES_MAX)
+        with broker.accept()[0] as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.recv(4096)  # CONNECT
+            connection.sendall(b"\x20\x02\x00\x00")
+            subscribe = connection.recv(4096)
+            assert subscribe[0] == 0x82
+            assert not gateway.is_connected.wait(0.1)
+            codes = bytes([1 if is_granted else 0x80] * len(ALL_SHARDS.topics()))
+            connection.sendall(bytes([0x90, 2 + len(codes)]) + subscribe[2:4] + codes)
+            if is_granted:
+                assert gateway.is_connected.wait(TIMEOUT_S)
+            else:
+                wait_until(lambda: "broker refuses topics" in caplog.text)
+                assert not gateway.is_connected.is_set()
+            gateway.close()
+    ingest.close()
+    store.close()

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,9 +23,13 @@ from fieldpost.errors import BrokenStateError, InvalidObservationError, TryAgain
 from fieldpost.payload import decode_checked
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
+from server.ingest import core
+from server.ingest.admission import check_bundle
 from server.ingest.core import Ingest
+from server.ingest.ledger import Ledger
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
-from server.storage.segments import Place, open_segments
+from server.storage.database import libpq_url
+from server.storage.segments import Place, SegmentWriter, open_segments
 from server.storage.store import Store
 from server.storage.tables import epochs, instruments, observations, segments
 
@@ -382,3 +388,94 @@ def test_killed_at_any_step_of_a_commit_nothing_promised_is_lost_and_nothing_is_
     assert stored(store) == {i: b"observation %d " % i * 20 for i in (1, 2, 3, 4)}
     ingest.close()
     store.close()
+
+
+def test_names_that_do_not_exist_are_counted_together_once_there_are_many(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "NAMES_MAX", 50)
+    for first in range(0, 200, 20):
+        names = [make_observation(1 + first + i, instrument=f"noise-{first + i}") for i in range(20)]
+        ingest.submit(pb.Bundle(observations=names)).result(10)
+    ingest.submit(make_bundle(1000)).result(10)
+    load = ingest.load()
+    assert (load.stored_count, load.rejected_count) == (1, 200)
+    assert len(ingest.counts) == 51
+    assert ingest.counts["lindenberg", "cl51"].stored == 1
+
+
+def test_large_bundles_are_written_in_groups_that_memory_can_hold(
+    ingest: Ingest, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "GROUP_BYTES_MAX", 2 * MAX)
+    bundles = [pb.Bundle(observations=[make_observation(i, os.urandom(MAX))]) for i in range(1, 13)]
+    may_go = threading.Event()
+    blocker = store.write(lambda _: may_go.wait(10))
+    waiting = [ingest.submit(each, timeout_s=0) for each in bundles]
+    time.sleep(0.3)  # more would be taken now, if nothing kept them
+    left = len(ingest._queue._items)
+    may_go.set()
+    assert left >= 6  # two groups of at most two wait for the disk, a third one for its turn
+    assert [held(each.result(20)) for each in waiting] == [[(i, i)] for i in range(1, 13)]
+    blocker.result(10)
+
+
+class _RefusesOnce:
+    """The real segments, but that the first group is refused by something that is neither disk nor database."""
+
+    def __init__(self, segments: SegmentWriter) -> None:
+        self._segments = segments
+        self._is_first = True
+
+    def append(self, records: Sequence[bytes]) -> tuple[str, list[int]]:
+        if self._is_first:
+            self._is_first = False
+            raise MemoryError("no room for the group")
+        return self._segments.append(records)
+
+
+def test_what_a_refused_group_made_is_forgotten_by_the_next_one_of_the_same_transaction(store: Store) -> None:
+    ledger = Ledger(_RefusesOnce(store.segments))  # type: ignore[arg-type]
+    first, second = "1" * 32, "2" * 32
+    group = [check_bundle(make_bundle(1, epoch=first), MAX)]
+    both = [check_bundle(make_bundle(1, epoch=first), MAX), check_bundle(make_bundle(2, epoch=second), MAX)]
+    may_go = threading.Event()
+    blocker = store.write(lambda _: may_go.wait(10))
+    refused = store.write(lambda connection: ledger.write(connection, group))
+    taken = store.write(lambda connection: ledger.write(connection, both))
+    may_go.set()
+    with pytest.raises(MemoryError):
+        refused.result(10)
+    assert len(taken.result(10)) == 2
+    blocker.result(10)
+    assert by_epoch(store) == {(first, 1), (second, 2)}
+
+
+def test_a_database_that_was_restored_from_its_backup_gets_each_observation_under_its_own_epoch(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The rows since the backup are gone, and their numbers are given again: to others."""
+    stores = [open_store(tmp_path / name, database_url=postgres_url) for name in ("one", "two")]
+    ingests = [Ingest(each, payload_bytes_max=MAX, on_stored=lambda: None) for each in stores]
+    first, second = "1" * 32, "2" * 32
+    ingests[0].submit(make_bundle(1, epoch=first)).result(10)
+    with psycopg.connect(str(libpq_url(postgres_url)), autocommit=True) as operator:
+        operator.execute("truncate observation, epoch, segment restart identity cascade")
+        operator.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where pid <> pg_backend_pid() and datname = current_database()"
+        )
+    for each in stores:
+        with pytest.raises(TryAgainError):
+            each.write(lambda connection: connection.exec_driver_sql("select 1")).result(10)
+    ingests[1].submit(make_bundle(1, epoch=second)).result(10)
+    ingests[0].submit(make_bundle(2, epoch=first)).result(10)
+    assert by_epoch(stores[0]) == {(second, 1), (first, 2)}
+    for part in (*ingests, *stores):
+        part.close()
+
+
+def by_epoch(store: Store) -> set[tuple[str, int]]:
+    query = select(epochs.c.epoch, observations.c.sequence).join(epochs, epochs.c.id == observations.c.epoch_id)
+    with store.read() as connection:
+        return {(row.epoch, row.sequence) for row in connection.execute(query)}

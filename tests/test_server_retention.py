@@ -25,7 +25,7 @@ from archive_support import (
     recorded,
 )
 from s3_support import s3_server
-from server_support import START_NANOS, make_observation
+from server_support import START_NANOS, make_bundle, make_observation, open_store
 from sqlalchemy import delete, func, select, update
 
 from fieldpost.v1 import observation_pb2 as pb
@@ -434,3 +434,29 @@ def test_the_decision_needs_identity_and_bytes_to_be_the_same() -> None:
     assert [each.observation_id for each in choose(rows, made, contents, 0, 1).gone] == [1]
     made_again = [HotPrediction(2, "height", 1, 6 * 10**9)]
     assert [each.observation_id for each in choose(rows, made_again, contents, 0, None).gone] == [1]
+
+
+def submit(store: Store, bundle: pb.Bundle) -> None:
+    ingest = Ingest(store, payload_bytes_max=1 << 20, on_stored=lambda: None)
+    assert ingest.submit(bundle).result(10).held_ranges
+    ingest.close()
+
+
+def test_a_segment_that_a_restored_database_does_not_know_is_kept_and_told(tmp_path: Path, archive: Path) -> None:
+    store = open_store(tmp_path)
+    submit(store, make_bundle(*range(1, 40)))
+    store.close()
+    (segment,) = (tmp_path / "segments").iterdir()
+    content = segment.read_bytes()
+    os.utime(segment, (0, 0))
+    for path in tmp_path.glob("fieldpost.db*"):
+        path.unlink()  # its backup is older than the segment; here, as old as can be
+    store = open_store(tmp_path)
+    report = prune_now(store, archive)
+    assert (report.orphan_count, report.unknown_count) == (0, 1)
+    assert any("does not know" in line for line in report.lines())
+    assert segment.read_bytes() == content
+    submit(store, make_bundle(*range(1, 40)))  # its station had them still
+    report = prune_now(store, archive)
+    assert (report.orphan_count, report.unknown_count, segment.exists()) == (1, 0, False)
+    store.close()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import obstore
 import pytest
 from s3_support import S3Server, s3_server
 from server_support import make_bundle, make_observation
+from small_disk import small_disk
 from sqlalchemy import select
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
@@ -22,6 +24,7 @@ from fieldpost.v1 import observation_pb2 as pb
 from server.ingest.core import Ingest
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.storage import segment_folder
+from server.storage.records import list_headers
 from server.storage.segment_folder import FolderReader, FolderWriter
 from server.storage.segments import Place, SegmentReader, SegmentWriter, open_segments
 from server.storage.store import Store
@@ -315,3 +318,79 @@ def test_an_ingest_over_an_object_store_refuses_while_it_is_away_and_stores_once
     assert stored == [make_observation(each) for each in (1, 2, 3, 4)]
     assert len(s3.sizes("segments")) == 2  # an object for each group that was committed
     store.close()
+
+
+def test_what_a_full_disk_took_of_a_refused_group_is_given_back(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 1024 * 1024) as small:
+        writer, reader = FolderWriter(small), FolderReader(small)
+        name, _ = writer.append([bytes(100_000)])
+        writer.sync()
+        with pytest.raises(OSError) as caught:
+            writer.append([bytes(2_000_000)])
+        assert caught.value.errno == errno.ENOSPC
+        next_name, offsets = writer.append([b"1" * 500_000])
+        writer.sync()
+        assert next_name != name
+        assert reader.read(Place(name, 0, 100_000)) == bytes(100_000)
+        assert reader.read(Place(next_name, offsets[0], 500_000)) == b"1" * 500_000
+        writer.close()
+        reader.close()
+
+
+def test_a_segment_whose_name_may_not_be_on_the_disk_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = FolderWriter(tmp_path)
+    real_sync = os.fsync
+    failures = [OSError(errno.EIO, "Input/output error")]
+
+    def failing_sync(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        real_sync(file)
+
+    monkeypatch.setattr(os, "fsync", failing_sync)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.append([b"refused"])
+    (doubtful,) = tmp_path.iterdir()
+    name, _ = writer.append([b"taken"])
+    writer.sync()
+    assert name != doubtful.name
+    writer.close()
+
+
+def test_a_failed_sync_lets_go_of_the_file_only_when_nobody_is_at_work_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = FolderWriter(tmp_path)
+    real_sync, may_fail, may_go = os.fdatasync, threading.Event(), threading.Event()
+    synced: list[bool] = []
+
+    def slow_sync(file: int) -> None:
+        if not synced:
+            synced.append(False)
+            may_fail.wait(10)
+            raise OSError(errno.EIO, "Input/output error")
+        may_go.wait(10)
+        real_sync(file)  # EBADF where the file was closed meanwhile
+        synced.append(True)
+
+    monkeypatch.setattr(os, "fdatasync", slow_sync)
+    writer.append([b"one"])
+    writer.append([b"two"])
+    threading.Timer(0.1, may_go.set).start()
+    may_fail.set()
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.sync()
+    writer.close()
+    assert synced == [False, True]
+
+
+def test_the_headers_of_a_segment_are_found_without_the_database_up_to_a_torn_end(segments: Segments) -> None:
+    whole = [make_observation(sequence) for sequence in range(1, 4)]
+    whole[1].ClearField("payload")  # an empty payload is left out of the record
+    torn = make_observation(4).SerializeToString()[:-1]
+    name, _ = segments.writer.append([*(each.SerializeToString() for each in whole), torn])
+    segments.writer.sync()
+    found = list_headers(segments.reader.read_range, name, segments.reader.length(name))
+    assert list(found) == [each.header for each in whole]

@@ -150,3 +150,12 @@ def test_a_database_that_cannot_be_reached_is_an_error_to_try_again_that_keeps_i
     with pytest.raises(TryAgainError, match="cannot be opened") as caught:
         Store(f"postgresql://fieldpost:secret@/fieldpost?host={tmp_path}", tmp_path / "segments")
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_written_to_a_closed_store_is_refused_and_nobody_waits_for_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    store = Store(database_url, tmp_path / "segments")
+    store.close()
+    with pytest.raises(TryAgainError, match="closed"):
+        store.write(add("late")).result(5)

@@ -460,3 +460,8 @@ def test_epochs_and_sequences_that_differ_have_files_of_their_own(site: Site) ->
     assert len(list((site.folder / "uploads").glob("*.part"))) == 3
     for upload in opened:
         upload.close()
+
+
+def test_an_upload_that_ends_while_old_ones_are_looked_for_disturbs_nothing(site: Site) -> None:
+    (site.folder / "uploads" / "gone.part").symlink_to(site.folder / "nowhere")  # listed, and then not there
+    site.uploads.forget_old()

@@ -43,6 +43,7 @@ from server.archive.hot_rows import (
     list_made,
     read_settled_id,
 )
+from server.archive.orphans import holds_unknown
 from server.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class PruneReport:
         stored_bytes: What those observations take in their segments.
         segment_count: Segments removed.
         orphan_count: Segments removed that no row named, left by a crash.
+        unknown_count: Segments that no row names, with observations that the database does not know.
         unarchived_days: Old days without a bag.
         not_in_bag_count: Old observations that came after the newest bag of their day, or have a prediction that did.
         waiting_count: Old observations that a model at work has still to predict.
@@ -80,6 +82,7 @@ class PruneReport:
     stored_bytes: int = 0
     segment_count: int = 0
     orphan_count: int = 0
+    unknown_count: int = 0
     unarchived_days: int = 0
     not_in_bag_count: int = 0
     waiting_count: int = 0
@@ -90,6 +93,8 @@ class PruneReport:
         went = f"{count(self.observation_count, 'observation')}, {count(self.prediction_count, 'prediction')}"
         lines = [f"{went}, {size(self.stored_bytes)}; {count(self.segment_count + self.orphan_count, 'segment')}"]
         kept = {
+            f"{count(self.unknown_count, 'segment')} with observations that this database does not know (is it "
+            "restored from a backup, or another one's folder?)": self.unknown_count,
             f"{count(self.unarchived_days, 'old day')} without a bag": self.unarchived_days,
             f"{count(self.not_in_bag_count, 'old observation')} not in the newest bag": self.not_in_bag_count,
             f"{count(self.waiting_count, 'old observation')} that a model has still to predict": self.waiting_count,
@@ -226,7 +231,8 @@ class Retention:
             logger.error("pruning was ended", extra={"error": str(error)})
             return
         self._has_swept = True
-        level = logging.WARNING if report.errors or report.waiting_count else logging.INFO
+        is_wrong = report.errors or report.waiting_count or report.unknown_count
+        level = logging.WARNING if is_wrong else logging.INFO
         logger.log(level, "pruned", extra={name: getattr(report, name) for name in PruneReport.__slots__})
 
 
@@ -324,14 +330,18 @@ class _Pruning:
         """Removes what crashes left: old segments that no row names, and those that a row names but no observation."""
         reader = self._store.segment_reader
         old = reader.list_names(before_unix_s)
-        while names := list(islice(old, PAGE_ROWS)):
+        while not self._stop.is_set() and (names := list(islice(old, PAGE_ROWS))):
             with self._store.read() as connection:
                 known = find_segments(connection, names)
             for name in names:
-                if name not in known and not reader.is_being_written(name):
-                    self._report.orphan_count += 1
-                    if not self._is_dry_run:
-                        reader.remove(name)
+                if name in known or reader.is_being_written(name):
+                    continue
+                if holds_unknown(self._store, name):
+                    self._report.unknown_count += 1
+                    continue
+                self._report.orphan_count += 1
+                if not self._is_dry_run:
+                    reader.remove(name)
         after_id = -1
         while after_id and not self._stop.is_set():
             with self._store.read() as connection:

@@ -32,8 +32,14 @@ logger = logging.getLogger(__name__)
 
 GROUP_OBSERVATIONS_MAX = 512
 """Above this a commit is long enough: a larger one costs latency and saves nothing."""
+GROUP_BYTES_MAX = 32 * 1024 * 1024
+"""Likewise: a few groups are in memory at once, and a larger one stands long before the disk or an object store."""
 QUEUED_BUNDLES_MAX = 256
 QUEUED_BYTES_MAX = 128 * 1024 * 1024
+OBSERVATION_BYTES = 512
+"""About what an observation takes in memory beside its bytes: many tiny ones count for what they are."""
+NAMES_MAX = 10_000
+"""Beyond so many instruments one that nothing is held of, and that may not even exist, is not counted by its name."""
 COMMITS_MAX = 2
 """One commit may wait for the disk while the next one's checksums are computed."""
 
@@ -43,6 +49,7 @@ class _Submitted:
     """A bundle, and who waits for its receipt; without a bundle: the end."""
 
     bundle: pb.Bundle | None
+    memory_bytes: int = 0
     future: Future[receipt_pb2.Receipt] = field(default_factory=Future)
     arrival_unix_nanos: int = field(default_factory=time.time_ns)
 
@@ -55,6 +62,7 @@ class _Group:
     futures: list[Future[receipt_pb2.Receipt]] = field(default_factory=list)
     arrivals_unix_nanos: list[int] = field(default_factory=list)
     observation_count: int = 0
+    memory_bytes: int = 0
 
 
 class Ingest:
@@ -85,6 +93,7 @@ class Ingest:
         self._repeats = Repeats()
         self.counts: dict[tuple[str, str], InstrumentCounts] = {}
         """By (station, instrument), since the server started."""
+        self._total = InstrumentCounts()
         self._lock = threading.Lock()  # of the figures below
         self._waiting_count = self._waiting_bytes = 0
         self._last_minute = RecentCount(60)
@@ -101,9 +110,10 @@ class Ingest:
         Raises:
             OverloadedError: The queue stayed full for timeout_s.
         """
-        submitted, size_bytes = _Submitted(bundle), bundle.ByteSize()
+        size_bytes = bundle.ByteSize()
+        submitted = _Submitted(bundle, size_bytes + OBSERVATION_BYTES * len(bundle.observations))
         submitted.future.set_running_or_notify_cancel()  # whoever waits may give up; the writer goes on undisturbed
-        if not self._queue.put(submitted, size_bytes, timeout_s):
+        if not self._queue.put(submitted, submitted.memory_bytes, timeout_s):
             raise OverloadedError(
                 f"the queue before the disk is full, and took nothing in {timeout_s:g} s",
                 hint="send again later; what has no receipt is not held",
@@ -129,12 +139,11 @@ class Ingest:
 
     def load(self) -> capacity_service_pb2.IngestLoad:
         """What comes in, and what waits."""
-        counts = list(self.counts.values())
         with self._lock:
             return capacity_service_pb2.IngestLoad(
-                stored_count=sum(each.stored for each in counts),
-                duplicate_count=sum(each.duplicates for each in counts),
-                rejected_count=sum(each.rejected for each in counts),
+                stored_count=self._total.stored,
+                duplicate_count=self._total.duplicates,
+                rejected_count=self._total.rejected,
                 last_minute_count=self._last_minute.total(time.monotonic()),
                 waiting_bundle_count=self._waiting_count,
                 waiting_bytes=self._waiting_bytes,
@@ -162,7 +171,7 @@ class Ingest:
                     is_open = False
                     break
                 self._check_into(group, submitted.bundle, submitted)
-                if group.observation_count >= GROUP_OBSERVATIONS_MAX:
+                if group.observation_count >= GROUP_OBSERVATIONS_MAX or group.memory_bytes >= GROUP_BYTES_MAX:
                     break
                 submitted = self._queue.take(wait=False)
             if group.bundles:
@@ -178,6 +187,7 @@ class Ingest:
         group.futures.append(submitted.future)
         group.arrivals_unix_nanos.append(submitted.arrival_unix_nanos)
         group.observation_count += len(bundle.observations)
+        group.memory_bytes += submitted.memory_bytes
 
     def _commit(self, group: _Group) -> None:
         self._commits_free.acquire()
@@ -189,7 +199,6 @@ class Ingest:
         self._commits_free.release()
         error = done.exception()
         if error is not None:
-            self._ledger.forget()
             if not isinstance(error, FieldpostError):  # two servers that stored the same at once, for example
                 refusal = TryAgainError(f"the group was not stored: {error}", hint="send what has no receipt again")
                 refusal.__cause__, error = error, refusal
@@ -210,10 +219,13 @@ class Ingest:
 
     def _count(self, bundle: CheckedBundle, outcome: BundleOutcome) -> None:
         for instrument, now in outcome.counts.items():
-            total = self.counts.setdefault((bundle.station, instrument), InstrumentCounts())
-            total.stored += now.stored
-            total.duplicates += now.duplicates
-            total.rejected += now.rejected
+            key = bundle.station, instrument
+            if key not in self.counts and (now.stored or now.duplicates or len(self.counts) < NAMES_MAX):
+                self.counts[key] = InstrumentCounts()
+            for total in filter(None, (self._total, self.counts.get(key))):
+                total.stored += now.stored
+                total.duplicates += now.duplicates
+                total.rejected += now.rejected
         self._log_refusals(bundle, outcome.receipt)
 
     def _log_refusals(self, bundle: CheckedBundle, receipt: receipt_pb2.Receipt) -> None:

@@ -90,15 +90,27 @@ class Ledger:
         self._segment = ("", 0)
         self._last_sequences: dict[int, int] = {}
         self._insert_mark: object = None
+        self._driver: object = None
 
-    def forget(self) -> None:
-        """Forgets all ids: a transaction that made some was undone."""
+    def write(self, connection: Connection, bundles: Sequence[CheckedBundle]) -> list[BundleOutcome]:
+        """Writes what is new of these bundles; returns the outcome of each, true once the transaction is committed."""
+        driver = connection.connection.driver_connection
+        if driver is not self._driver:  # a transaction was undone; or the database was away, and may be a restored one
+            self._forget()
+            self._driver = driver
+        try:
+            return self._write(connection, bundles)
+        except BaseException:
+            self._forget()  # at once: the next bundles may stand in the same transaction
+            raise
+
+    def _forget(self) -> None:
+        """Forgets all ids: those that were made may not be there, and may become others'."""
         self._ids.clear()
         self._segment = ("", 0)
         self._last_sequences.clear()
 
-    def write(self, connection: Connection, bundles: Sequence[CheckedBundle]) -> list[BundleOutcome]:
-        """Writes what is new of these bundles; returns the outcome of each, true once the transaction is committed."""
+    def _write(self, connection: Connection, bundles: Sequence[CheckedBundle]) -> list[BundleOutcome]:
         insert_mark = read_insert_mark(connection)
         if insert_mark != self._insert_mark:
             self._last_sequences.clear()  # another process stored something

@@ -67,8 +67,22 @@ def read_stations_file(path: Path) -> list[RegisteredStation]:
     """
     try:
         return StationsFile.model_validate(tomllib.loads(path.read_text())).stations
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise InvalidRequestError(f"the stations file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InvalidRequestError(
+            f"expected a stations file at {path}, but it cannot be read: {error.strerror}"
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise InvalidRequestError(
+            f"expected stations and their instruments in {path}, but: {_words(error)}",
+            hint="docs/server.md shows such a file; names are of a-z, 0-9 and '-'",
+        ) from error
+
+
+def _words(error: ValueError) -> str:
+    """Where the file is wrong, without pydantic's addresses."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return str(error)
 
 
 def register(connection: Connection, registered: list[RegisteredStation]) -> int:

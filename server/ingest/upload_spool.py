@@ -143,8 +143,7 @@ def remove(path: Path) -> None:
 def forget_old(folder: Path, age_s: float) -> int:
     """Removes the spools that nobody wrote to for so long; returns how many."""
     before_unix_s = time.time() - age_s
-    old = [path for path in folder.glob(f"*{SUFFIX}") if path.stat().st_mtime < before_unix_s]
-    return sum(remove_unless_open(path) for path in old)
+    return sum(_is_older(path, before_unix_s) and remove_unless_open(path) for path in folder.glob(f"*{SUFFIX}"))
 
 
 @contextmanager
@@ -157,6 +156,13 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"the upload could not be written or read in {folder}: {error}",
             hint="check the disk and its free space; the bytes that are held stay",
         ) from error
+
+
+def _is_older(path: Path, unix_s: float) -> bool:
+    try:
+        return path.stat().st_mtime < unix_s
+    except FileNotFoundError:  # finished a moment ago
+        return False
 
 
 def _open_locked(path: Path) -> int:

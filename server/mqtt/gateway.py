@@ -28,6 +28,7 @@ from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2, receipt_pb2, station_pb2
 from fieldpost.v1 import observation_pb2 as pb
 from server.ingest.admission import CheckedBundle, reject, write_receipt
+from server.ingest.bounded import BoundedRoom
 from server.ingest.core import Ingest
 from server.mqtt.refused import RefusedMessages
 from server.mqtt.shards import ALL_SHARDS, ShardPart
@@ -37,6 +38,7 @@ from server.storage.tables import stations
 logger = logging.getLogger(__name__)
 
 MESSAGES_MAX = 64
+MESSAGES_BYTES_MAX = 128 * 1024 * 1024
 """Messages between broker and commit; beyond them the broker keeps its own."""
 KEEPALIVE_S = 30
 
@@ -53,6 +55,12 @@ class TlsFiles:
 @dataclass(frozen=True, slots=True)
 class _Connected:
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscribed:
+    generation: int
+    refused_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,8 @@ class Gateway:
         self._store = store
         self._refused = refused
         self.url = url
-        self._events: queue.SimpleQueue[_Connected | _Arrived | _Answered | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(MESSAGES_MAX)
+        self._events: queue.SimpleQueue[_Connected | _Subscribed | _Arrived | _Answered | None] = queue.SimpleQueue()
+        self._room = BoundedRoom(MESSAGES_MAX, MESSAGES_BYTES_MAX)
         self._generation = 0
         self._unacknowledged: OrderedDict[tuple[int, int], bool] = OrderedDict()
         self.is_connected = threading.Event()
@@ -111,7 +119,7 @@ class Gateway:
     def close(self) -> None:
         """Disconnects; what was not acknowledged will be sent again by its station."""
         self._client.disconnect()
-        self._room.release(MESSAGES_MAX)  # paho's thread may wait in a callback
+        self._room.open()  # paho's thread may wait in a callback
         self._client.loop_stop()
         self._events.put(None)
         self._thread.join()
@@ -125,6 +133,7 @@ class Gateway:
         if self.url.is_tls:
             client.tls_set(tls.ca_file, tls.cert_file, tls.key_file)
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         return client
@@ -138,12 +147,15 @@ class Gateway:
         self._generation += 1
         self._events.put(_Connected(self._generation))
 
+    def _on_subscribe(self, _client: Any, _userdata: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        self._events.put(_Subscribed(self._generation, sum(each.is_failure for each in reasons)))
+
     def _on_disconnect(self, _client: Any, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self.is_connected.clear()
         logger.warning("broker disconnected", extra={"broker": str(self.url), "reason": str(reason)})
 
     def _on_message(self, _client: Any, _userdata: Any, message: mqtt.MQTTMessage) -> None:
-        self._room.acquire()
+        self._room.enter(len(message.payload))
         self._events.put(_Arrived(self._generation, message.mid, message.topic, bytes(message.payload)))
 
     # The gateway's thread.
@@ -152,6 +164,8 @@ class Gateway:
         while (event := self._events.get()) is not None:
             if isinstance(event, _Connected):
                 self._subscribe()
+            elif isinstance(event, _Subscribed):
+                self._note_subscribed(event)
             elif isinstance(event, _Arrived):
                 self._take(event)
             else:
@@ -160,6 +174,15 @@ class Gateway:
     def _subscribe(self) -> None:
         self._unacknowledged.clear()  # message ids of an earlier connection mean nothing now
         self._client.subscribe([(topic, 1) for topic in self._topics])
+
+    def _note_subscribed(self, subscribed: _Subscribed) -> None:
+        if subscribed.generation != self._generation or not self._client.is_connected():
+            return
+        if subscribed.refused_count:  # nothing would ever come under it, and nobody would know why
+            facts = {"broker": str(self.url), "topic_count": subscribed.refused_count}
+            logger.error("broker refuses topics: see its access list", extra=facts)
+        if subscribed.refused_count == len(self._topics):
+            return
         self.is_connected.set()
         logger.info("broker connected", extra={"broker": str(self.url)})
 
@@ -174,7 +197,8 @@ class Gateway:
                 self._take_bundle(arrived, station, pb.Bundle.FromString(arrived.content))
                 return
             elif kind == "status":
-                self._take_status(station, station_pb2.StationStatus.FromString(arrived.content))
+                self._take_status(arrived, station, station_pb2.StationStatus.FromString(arrived.content))
+                return
             elif kind == "results" and self._on_result is not None:
                 self._on_result(station, command_pb2.CommandResult.FromString(arrived.content))
             elif not kind:
@@ -210,14 +234,16 @@ class Gateway:
             logger.error("bundle not stored", extra={"station": station, "error": str(error)})
         self._events.put(_Answered(arrived, station, None))  # no receipt: the station sends it again
 
-    def _take_status(self, station: str, status: station_pb2.StationStatus) -> None:
+    def _take_status(self, arrived: _Arrived, station: str, status: station_pb2.StationStatus) -> None:
         content, now = status.SerializeToString(), time.time_ns()
 
         def write(connection: Connection) -> None:
             row = update(stations).where(stations.c.name == station)
             connection.execute(row.values(status=content, status_unix_nanos=now))
 
-        self._store.write(write)
+        # Answered once it is written: so no more statuses than messages wait for a database that is slow.
+        written = self._store.write(write)
+        written.add_done_callback(lambda _: self._events.put(_Answered(arrived, station, None)))
         if not status.is_online:
             logger.info("station offline", extra={"station": station})
 
@@ -235,7 +261,7 @@ class Gateway:
                 break
             del self._unacknowledged[generation, message_id]
             self._client.ack(message_id, 1)
-        self._room.release()
+        self._room.leave(len(arrived.content))
 
 
 def _reject_foreign(station: str, bundle: pb.Bundle) -> receipt_pb2.Receipt:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from server.ingest.repeats import Repeats
@@ -43,7 +44,14 @@ class RefusedMessages:
             )
         if not is_kept:
             return
-        self._kept[name] = len(content)
-        (self._folder / f"{name}.bin").write_bytes(content)
         facts = {"topic": topic, "reason": reason, "unix_s": time.time()}
-        (self._folder / f"{name}.json").write_text(json.dumps(facts))
+        message, words = self._folder / f"{name}.bin", self._folder / f"{name}.json"
+        try:
+            message.write_bytes(content)
+            words.write_text(json.dumps(facts))
+            self._kept[name] = len(content)
+        except OSError as error:  # whoever waits behind this message is not to suffer from it
+            logger.error("refused message not kept", extra={"topic": topic, "sha256": name, "error": str(error)})
+            with suppress(OSError):
+                message.unlink(missing_ok=True)
+                words.unlink(missing_ok=True)

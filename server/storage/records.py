@@ -6,7 +6,7 @@ parser wants all of it, and a payload may have gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -38,6 +38,24 @@ def read_head(read_range: ReadRange, place: Place) -> RecordHead:
     Raises:
         BrokenStateError: The record is damaged.
     """
+    return _read_head(read_range, place, is_followed=False)
+
+
+def list_headers(read_range: ReadRange, segment: str, length: int) -> Iterator[pb.ObservationHeader]:
+    """The headers of a whole segment's records, without the database, up to its end or to a torn record."""
+    offset = 0
+    while offset < length:
+        place = Place(segment, offset, length - offset)
+        try:
+            head = _read_head(read_range, place, is_followed=True)
+        except BrokenStateError:
+            return
+        yield head.header
+        offset += head.payload_offset + head.payload_length
+
+
+def _read_head(read_range: ReadRange, place: Place, *, is_followed: bool) -> RecordHead:
+    """Likewise; where others may follow, the place is that of all of them."""
     first = read_range(place, 0, min(FIRST_READ_BYTES, place.length))
     try:
         header_length, header_offset = _read_length(first, 0, HEADER_TAG)
@@ -48,7 +66,8 @@ def read_head(read_range: ReadRange, place: Place) -> RecordHead:
         if needed > len(first):
             first += read_range(place, len(first), needed - len(first))
         header = pb.ObservationHeader.FromString(first[header_offset:header_end])
-        if header_end == place.length:  # an empty payload is left out
+        # An empty payload is left out.
+        if header_end == place.length or (is_followed and first[header_end] == HEADER_TAG):
             return RecordHead(header, header_end, 0)
         payload_length, payload_offset = _read_length(first, header_end, PAYLOAD_TAG)
         if payload_offset + payload_length > place.length:

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -61,6 +62,7 @@ class FolderWriter:
         try:
             _write_all(self._file, b"".join(records))
         except OSError:
+            self._cut_torn_end()
             self._end_segment()
             raise
         self._end = end
@@ -74,6 +76,7 @@ class FolderWriter:
             OSError: The disk refuses.
         """
         syncing, self._syncing = self._syncing, []
+        wait(syncing)  # none may still be at work on a descriptor that is closed: it may be another file's by then
         try:
             for each in syncing:  # all of them: the kernel tells of lost pages once, not until they are written
                 each.result()
@@ -117,8 +120,17 @@ class FolderWriter:
         name = _new_name()
         self._file = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         self._name, self._end, self._start_s = name, 0, time.monotonic()
-        fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        _sync(self._folder)  # the name is durable before any row speaks of it
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _sync(self._folder)  # the name is durable before any row speaks of it
+        except OSError:
+            self._end_segment()  # nobody may append to a file that may be gone after a power cut
+            raise
+
+    def _cut_torn_end(self) -> None:
+        """Gives back what a full disk took of a refused group: else the next, smaller one has no room either."""
+        with suppress(OSError):
+            os.ftruncate(self._file, self._end)
 
     def _end_segment(self) -> None:
         if self._file >= 0:
@@ -195,6 +207,14 @@ class FolderReader:
             for entry in entries:
                 if entry.name.endswith((SUFFIX, PART_SUFFIX)) and entry.stat().st_mtime < before_unix_s:
                     yield entry.name
+
+    def length(self, name: str) -> int:
+        """Bytes of a segment.
+
+        Raises:
+            OSError: It is not there.
+        """
+        return (self._folder / name).stat().st_size
 
     def is_being_written(self, name: str) -> bool:
         """Whether some process may still append to the segment; also where that cannot be told."""

@@ -140,7 +140,7 @@ class ObjectReader:
         except FileNotFoundError as error:
             raise self._missing(name) from error
         except BaseError as error:
-            size = self._size(name)  # a range past the end is an error like any other
+            size = self.length(name)  # a range past the end is an error like any other
             if size > start:
                 raise self._offline(error) from error
             content = b""
@@ -151,7 +151,13 @@ class ObjectReader:
             )
         return content
 
-    def _size(self, name: str) -> int:
+    def length(self, name: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            BrokenStateError: It is not there.
+            TryAgainError: The object store does not answer.
+        """
         try:
             return int(obstore.head(self._objects, name)["size"])
         except FileNotFoundError as error:

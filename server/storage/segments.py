@@ -59,6 +59,9 @@ class SegmentReader(Protocol):
     def list_names(self, before_unix_s: float) -> Iterator[str]:
         """The segments that were last written before an instant."""
 
+    def length(self, name: str) -> int:
+        """Bytes of a segment; raises FieldpostError or OSError where nobody can tell."""
+
     def is_being_written(self, name: str) -> bool:
         """Whether some process may still append to the segment."""
 

@@ -55,6 +55,8 @@ class Store:
         self.read_segment = self.segment_reader.read
         self.read_range = self.segment_reader.read_range
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()  # so that nothing is put behind the end, where nobody takes it
+        self._is_closed = False
         self._writer = threading.Thread(target=self._write_groups, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -66,7 +68,11 @@ class Store:
             database refused, that is a TryAgainError, and nothing of the operation remains.
         """
         future: Future[T] = Future()
-        self._jobs.put((operation, future))
+        with self._closing:
+            if not self._is_closed:
+                self._jobs.put((operation, future))
+                return future
+        future.set_exception(TryAgainError("the store is closed: the server is ending", hint="send it again later"))
         return future
 
     @contextmanager
@@ -84,7 +90,9 @@ class Store:
 
     def close(self) -> None:
         """Writes what waits, then closes everything."""
-        self._jobs.put(None)
+        with self._closing:
+            self._is_closed = True
+            self._jobs.put(None)
         self._writer.join()
         self.segments.close()
         self.segment_reader.close()

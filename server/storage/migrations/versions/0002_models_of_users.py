@@ -11,22 +11,26 @@ BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
 
-    with op.batch_alter_table("modelversion") as table:
-        table.add_column(sa.Column("state", sa.String(length=16), nullable=False, server_default="retired"))
-        table.add_column(sa.Column("kind", sa.String(length=16), nullable=False, server_default="built-in"))
-        table.add_column(sa.Column("sha256", sa.String(length=64), nullable=False, server_default=""))
-        table.add_column(sa.Column("content_bytes", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("manifest", sa.Text(), nullable=False, server_default=""))
-        table.add_column(sa.Column("provenance", sa.Text(), nullable=False, server_default=""))
-        table.add_column(sa.Column("submitter", sa.String(length=255), nullable=False, server_default=""))
-        table.add_column(sa.Column("submit_unix_nanos", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("sample", sa.LargeBinary(), nullable=True))
-        table.add_column(sa.Column("trial", sa.Text(), nullable=False, server_default=""))
-        table.add_column(sa.Column("restriction", sa.Text(), nullable=False, server_default=""))
-        table.add_column(sa.Column("first_active_unix_nanos", sa.BigInteger(), nullable=True))
+    # No batch mode, neither here nor below: it copies the table and drops the old one, which SQLite refuses as soon as
+    # there are predictions of a version, and which takes long where there are many millions of rows.
+    more_columns = (
+        sa.Column("state", sa.String(length=16), nullable=False, server_default="retired"),
+        sa.Column("kind", sa.String(length=16), nullable=False, server_default="built-in"),
+        sa.Column("sha256", sa.String(length=64), nullable=False, server_default=""),
+        sa.Column("content_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("manifest", sa.Text(), nullable=False, server_default=""),
+        sa.Column("provenance", sa.Text(), nullable=False, server_default=""),
+        sa.Column("submitter", sa.String(length=255), nullable=False, server_default=""),
+        sa.Column("submit_unix_nanos", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("sample", sa.LargeBinary(), nullable=True),
+        sa.Column("trial", sa.Text(), nullable=False, server_default=""),
+        sa.Column("restriction", sa.Text(), nullable=False, server_default=""),
+        sa.Column("first_active_unix_nanos", sa.BigInteger(), nullable=True),
+    )
+    for column in more_columns:
+        op.add_column("modelversion", column)
     op.execute("UPDATE modelversion SET state = 'active', first_active_unix_nanos = 0 WHERE is_active")
-    with op.batch_alter_table("modelversion") as table:
-        table.drop_column("is_active")
+    op.drop_column("modelversion", "is_active")
     op.create_table(
         "modelevent",
         sa.Column("id", BIG_ID, autoincrement=True, nullable=False),
@@ -38,7 +42,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model_version_id"], ["modelversion.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
-    # No batch mode, which would copy the table: observations may be many millions.
     op.add_column("observation", sa.Column("is_live", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("epoch", sa.Column("pruned_ranges", sa.LargeBinary(), nullable=True))
     for table_name, more in (("observation", []), ("prediction", ["model_version_id"])):
