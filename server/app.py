@@ -163,6 +163,7 @@ def _open_pool(settings: Settings) -> StartPool | None:
         devices=tuple(settings.devices),
         threads=settings.worker_threads,
         memory_bytes=settings.worker_memory_bytes,
+        users_memory_bytes=settings.trial_memory_bytes_max,
         oldest_max_s=settings.worker_start_age_s,
     )
     return open_pool(settings.engine, plan)

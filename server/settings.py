@@ -111,7 +111,8 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
         description="Worker processes on the CPU, for built-in models and as many for users' models, each kind started "
-        "with its first model; 0 for no predictions at all (observations wait in the store).",
+        "with its first model; 0 for no predictions at all (observations wait in the store), or with GPUs alone for one "
+        "worker of users' models.",
     )
     workers_max: int = Field(
         default=0,
@@ -130,7 +131,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Data that one worker may allocate (RLIMIT_DATA); a batch that needs more runs again in smaller "
-        "ones. 0 for no limit.",
+        "ones. 0 for no limit; workers of users' models then have that of trial_memory_bytes_max.",
     )
     worker_threads: int = Field(default=1, ge=1, le=256, description="Threads that one worker computes with.")
     batch_seconds_max: float = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -123,6 +124,24 @@ async def test_the_same_model_again_gets_the_version_that_it_has(tmp_path: Path)
         assert await parts.submit(1.0, manifest=PROFILE_MANIFEST + "\n# another\n") == (2, False)
         together = await asyncio.gather(parts.submit(5.0), parts.submit(5.0))
         assert sorted(together) == [(3, False), (3, True)]
+
+
+@in_event_loop
+async def test_samples_are_read_by_nobody_but_a_trial(tmp_path: Path) -> None:
+    async with _parts(tmp_path) as parts:
+        await parts.submit(1.0)
+        await parts.activate(1)
+        large = update(model_versions).values(sample=bytes(64 * 1024 * 1024))
+        await asyncio.wrap_future(parts.store.write(lambda connection: connection.execute(large)))
+        tracemalloc.start()
+        try:
+            await parts.desk.list(ANALYSIS)
+            await parts.desk.get(ModelKey(ANALYSIS, 1))
+            with parts.store.read() as connection:
+                assert len(catalogue.find_at_work(connection)) == len(catalogue.find_fresh(connection, 0)) + 1
+            assert tracemalloc.get_traced_memory()[1] < 32 * 1024 * 1024
+        finally:
+            tracemalloc.stop()
 
 
 @in_event_loop

@@ -100,6 +100,12 @@ def test_what_a_batch_costs_is_found_again(fixed_s: float, observation_s: float)
     assert choose_batch_max(timings) in (1, 2, 4, 8, 16, 32, 64)
 
 
+def test_a_quick_model_gets_large_batches_since_each_costs_something_outside_the_model() -> None:
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    assert choose_batch_max([Timing(count, 20e-6 * count) for count in sizes]) == 64
+    assert choose_batch_max([Timing(count, 10e-3 * count) for count in sizes]) == 1
+
+
 @given(st.lists(st.floats(1e-7, 10), min_size=1, max_size=7))
 def test_whatever_was_measured_a_cost_is_never_negative(durations: list[float]) -> None:
     timings = [Timing(2**power, duration) for power, duration in enumerate(durations)]
@@ -112,6 +118,8 @@ def test_whatever_was_measured_a_cost_is_never_negative(durations: list[float]) 
 class SeenCounts:
     predicted: int = 0
     failed: int = 0
+    refused_callers: int = 0
+    deaths_in_a_row: int = 0
 
 
 @dataclass
@@ -166,6 +174,28 @@ def test_a_version_that_fails_after_its_activation_is_rolled_back_once(tmp_path:
         assert (event.actor, event.reason) == ("server", "failed on 60 of 160 observations; before: 1 of 1001")
         work.counts[_key(1)].failed += 10_000
         assert await rollback.look() == [], "what the server did itself is not undone by it"
+        store.close()
+
+    asyncio.run(play())
+
+
+def test_payloads_of_callers_that_a_version_refuses_do_not_roll_it_back_but_workers_that_it_kills_do(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        store = open_store(tmp_path)
+        desk = ModelDesk(store, ModelFiles(tmp_path / "models"), changed=Broadcast(), limits=TrialLimits(measure_s=0.0))
+        await _two_versions(desk)
+        seen = SeenCounts(deaths_in_a_row=9)  # of when it was a shadow
+        rollback = Rollback(store, desk, Workload({_key(1): SeenCounts(1000, 1), _key(2): seen}))
+        assert await rollback.look() == []
+        seen.predicted, seen.failed, seen.refused_callers = 10, 500, 500
+        assert await rollback.look() == []
+        seen.deaths_in_a_row = 5
+        assert await rollback.look() == []
+        seen.deaths_in_a_row = 6
+        assert await rollback.look() == [_key(2)]
+        assert (await desk.get(_key(1))).events[-1].reason == "6 workers in a row were lost with its batches"
         store.close()
 
     asyncio.run(play())

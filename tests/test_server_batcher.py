@@ -17,7 +17,9 @@ from worker_support import LENGTH, InProcessPool, InProcessWorker, make_card, ma
 from fieldpost.errors import OverloadedError, TryAgainError, UnknownModelError
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
+from fieldpost.v1 import prediction_pb2
 from server.analyses import AnalysisResult, AnalysisVariable, find_analyses
+from server.batching import policy as policy_module
 from server.batching import trace as batching_trace
 from server.batching.batcher import DEATHS_MAX, Batcher, ExpiredError, PredictionFailedError
 from server.batching.policy import BatchPolicy, Priority
@@ -329,7 +331,7 @@ def test_loading_goes_ahead_of_all_that_waits_and_tells_why_it_failed() -> None:
 
 
 def test_the_pool_is_told_how_long_the_queues_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.batcher.TICK_S", 0.02)
+    monkeypatch.setattr("server.batching.batcher.TICK_S", 0.02)
 
     async def scenario(running: Running) -> None:
         running.worker.is_away = True
@@ -363,9 +365,56 @@ def test_closing_tells_everyone_who_waits() -> None:
     run(scenario)
 
 
+def test_one_observation_too_large_for_memory_does_not_make_later_batches_small() -> None:
+    async def scenario(running: Running) -> None:
+        running.worker.memory_bytes = 50
+        assert await running.ask([b"x" * 100, *[b"x"] * 7]) == ["PredictionFailedError", *[1] * 7]
+        assert await running.ask([b"x"] * 8) == [1] * 8
+        assert len(running.worker.jobs[-1].items) == 8
+
+    run(scenario)
+
+
+def test_a_model_version_that_kills_one_worker_after_the_other_rests_and_leaves_them_to_the_others() -> None:
+    async def scenario(running: Running) -> None:
+        running.batcher.add_model(ModelPackage(OTHER), make_card(OTHER))
+        deadly = [running.submit(b"deadly", key=OTHER) for _ in range(20)]
+        assert await running.ask([b"x"] * 64) == [1] * 64
+        await asyncio.sleep(0.1)
+        assert running.worker.deaths == running.batcher.model_counts[OTHER].deaths_in_a_row == 3
+        assert await running.ask([b"x"] * 64) == [1] * 64
+        await asyncio.wait(deadly, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert running.worker.deaths > 3, "it is tried again"
+
+    run(scenario)
+
+
+def test_payloads_of_callers_that_are_refused_are_told_from_those_of_instruments() -> None:
+    async def scenario(running: Running) -> None:
+        damaged = make_item(b"abc", payload_bytes=4)
+        asked = running.batcher.submit(LENGTH, damaged, lane="a")
+        stored = running.batcher.submit(LENGTH, damaged, lane="a", is_stored=True)
+        await asyncio.wait([asked, stored])
+        counts = running.batcher.model_counts[LENGTH]
+        assert (counts.failed, counts.refused_callers) == (2, 1)
+
+    run(scenario)
+
+
+def test_a_failure_that_no_message_can_hold_is_made_one_that_can() -> None:
+    async def scenario(running: Running) -> None:
+        with pytest.raises(PredictionFailedError) as told:
+            await running.submit(b"unspeakable")
+        prediction_pb2.Prediction(failure=str(told.value))
+
+    run(scenario)
+
+
 def test_a_recorded_run_replays_identically_and_says_what_if(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(policy_module, "REST_MIN_S", 1e-4)
+    monkeypatch.setattr("server.batching.batcher.TICK_S", 0.01)
     path = tmp_path / "trace"
     policies: list[TracedPolicy[object]] = []
 

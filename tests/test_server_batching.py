@@ -321,6 +321,28 @@ def test_a_cap_grows_back_slowly_and_the_more_slowly_the_oftener_it_was_too_much
     assert cap.count == 1
 
 
+def test_a_version_that_kills_worker_after_worker_rests_ever_longer_and_one_batch_that_is_computed_ends_that() -> None:
+    policy = make_policy(A, B)
+    rests = []
+    add(policy, *range(100))
+    now_s = 0.0
+    for _ in range(12):
+        while (batch := policy.take("cpu", now_s)) is None:
+            now_s += 0.5
+        policy.note_death(A, now_s)
+        policy.put_back(batch.items)
+        rests.append(now_s)
+    assert rests == [0, 0, 0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+    add(policy, 200, key=B, now_s=now_s)
+    assert take(policy, now_s) == [200], "others are not disturbed"
+    add(policy, 300, now_s=now_s)
+    assert take(policy, now_s + 59) == []
+    assert take(policy, now_s + 60)
+    policy.note_cost(A, 64, 0.01)
+    policy.note_death(A, now_s + 60)
+    assert take(policy, now_s + 60)
+
+
 def test_a_removed_model_version_gives_back_what_waits() -> None:
     policy = make_policy(A, B)
     add(policy, 1, deadline_s=5.0)

@@ -28,7 +28,8 @@ from server.models.card import ModelCard, ModelState, Restriction
 from server.prediction import dispatcher as dispatcher_module
 from server.prediction.answer_order import AnswerOrder
 from server.prediction.dispatcher import Dispatcher
-from server.prediction.pending import Span, find_pending, read_settled
+from server.prediction.pending import Span, find_pending, move_settled, read_settled
+from server.queries.predictions import PredictionFilter, retry_failures
 from server.storage.store import Store
 from server.storage.tables import model_versions, observations, predictions
 from server.workers.jobs import ModelPackage
@@ -406,7 +407,7 @@ def test_a_restriction_leaves_out_what_is_not_meant(tmp_path: Path, database_url
 
 
 def test_a_look_is_short_however_many_others_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.pending.SCAN_IDS_MAX", 5)
+    monkeypatch.setattr("server.prediction.pending.SCAN_IDS_MAX", 5)
 
     async def scenario(predicting: Predicting) -> None:
         await predicting.send(*range(1, 21), instrument="camera")
@@ -449,6 +450,46 @@ def test_a_mark_that_is_set_back_is_noticed_also_for_what_came_fresh(
         await stop(task)
 
     run(tmp_path, scenario, database_url=database_url)
+
+
+def test_a_failure_that_is_to_be_tried_again_before_the_mark_has_passed_it_is_noticed(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.3)
+    monkeypatch.setattr(dispatcher_module, "LOOK_AGAIN_S", 0.05)
+
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send_all([make_observation(1), make_observation(2, b"poison"), make_observation(3)])
+        task = await predicting.start()
+        await predicting.wait_for(3)
+        retry = retry_failures, PredictionFilter(analysis=LENGTH.analysis)
+        assert await asyncio.wrap_future(predicting.store.write(lambda connection: retry[0](connection, retry[1]))) == 1
+        assert predicting.settled() == 0, "there was no mark yet to be set back"
+        assert sorted(await predicting.wait_for(3)) == [1, 2, 3]
+        while predicting.settled() < 3:
+            await asyncio.sleep(0.01)
+        await stop(task)
+
+    run(tmp_path, scenario, database_url=database_url)
+
+
+def test_who_was_restricted_meanwhile_moves_no_mark(tmp_path: Path) -> None:
+    async def scenario(predicting: Predicting) -> None:
+        await predicting.send(1, 2, 3)
+        card = await predicting.enter_model()
+        task = await predicting.start()
+        await predicting.wait_for(3)
+        await stop(task)
+        wider = Restriction(stations=("lindenberg",)).to_json()
+
+        def restrict_and_move(connection):  # type: ignore[no-untyped-def]
+            connection.execute(update(model_versions).values(restriction=wider))
+            return move_settled(connection, card, expected=0, settled=3)
+
+        assert await asyncio.wrap_future(predicting.store.write(restrict_and_move)) is None
+        assert predicting.settled() == 0
+
+    run(tmp_path, scenario)
 
 
 def test_the_mark_stays_behind_what_is_not_stored_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,23 @@ def test_a_version_that_cannot_be_loaded_says_so_and_the_next_one_who_asks_tries
     run(tmp_path, scenario)
 
 
+def test_nobody_is_told_why_a_version_could_not_be_loaded_when_somebody_else_asked(tmp_path: Path) -> None:
+    async def scenario(running: Running) -> None:
+        for analysis in (NAME, "other"):
+            await running.submit(analysis=analysis)
+        await running.predicting.find("other", 1)
+        running.worker.will_not_load.add(V1)
+        gone = asyncio.create_task(running.predicting.find(NAME, 1))
+        asked = running.predicting._asked
+        await running.until(lambda: V1 in asked)
+        gone.cancel()  # gives up; the loading goes on, and fails
+        await running.until(lambda: V1 in asked and asked[V1].loading.done())
+        running.worker.will_not_load.clear()
+        assert (await running.predicting.find(NAME, 1)).key == V1
+
+    run(tmp_path, scenario)
+
+
 def test_an_active_version_that_cannot_be_loaded_has_failures_to_show_and_disturbs_no_other(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         other = ModelKey("other", 1)

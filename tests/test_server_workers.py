@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -28,10 +29,10 @@ from server.models.card import ModelCard, ModelKind, ModelState
 from server.workers import supervised_worker
 from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
 from server.workers.protocol import Worker, WorkerKind
-from server.workers.supervised_worker import SupervisedWorker
+from server.workers.supervised_worker import Ended, Report, SupervisedWorker
 from server.workers.worker import is_out_of_memory, predict_items
 from server.workers.worker_pool import Pool, PoolPlan, open_pool
-from server.workers.worker_process import WorkerProcess
+from server.workers.worker_process import WorkerProcess, WorkerSpec
 from server.workers.worker_wire import (
     Frame,
     Load,
@@ -178,6 +179,14 @@ def test_answers_cross_as_they_are() -> None:
         b'{"done": 1, "blocks": [[[0], [1000000], [["a", "m", []]]]], "refusals": {}, "failure": "", "duration_s": 1}',
         b'{"done": 1, "blocks": [[[0, 1], [1], []]], "refusals": {}, "failure": "", "duration_s": 1}',
         b'{"done": {}, "blocks": [], "refusals": {}, "failure": "", "duration_s": 1}',
+        b'{"done": 1, "blocks": [[[0.0], [1], []]], "refusals": {}, "failure": "", '
+        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'{"done": 1, "blocks": [[[0], [true], []]], "refusals": {}, "failure": "", '
+        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'{"done": 1, "blocks": [[[0], [0], [["\\ud800", "m", []]]]], "refusals": {}, "failure": "", '
+        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'{"done": 1, "blocks": [], "refusals": {"0": "\\ud800"}, "failure": "", "is_out_of_memory": false, '
+        b'"duration_s": 1}',
         b'{"done": 1, "blocks": 5, "refusals": [], "failure": "", "duration_s": "x"}',
         b'{"ready": 5}',
         b'{"loaded": "x"}',
@@ -365,6 +374,92 @@ async def test_a_worker_that_dies_at_start_backs_off_and_says_why(monkeypatch: p
 
 
 @in_a_loop
+async def test_a_worker_that_the_machine_has_no_room_for_is_started_when_there_is_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervised_worker, "RESTART_WAIT_MIN_S", 0.05)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with a_pool() as (pool, heard):
+        (worker,) = pool.workers
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no file can be opened: no socket, no process
+            os.kill(process_id(worker), signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while "could not be started" not in worker.facts().last_death:
+                    await asyncio.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await heard.until(lambda: worker.is_ready)
+        worker.send(make_job(1), PACKAGE)
+        await heard.until(lambda: len(heard.done) == 1)
+
+
+ODD_WORKER = """
+import socket, sys
+from server.workers.worker_wire import *
+connection = socket.socket(fileno=int(sys.argv[1]))
+say = lambda answer: write_frame(connection, encode_answer(answer))
+say(Ready("cpu"))
+while frame := read_frame(connection):
+    message = decode_message(frame)
+    if isinstance(message, Load):
+        say(Loaded(message.package.key))
+    elif isinstance(message, Job):
+        refusals = {place: "no" for place in range(len(message.items))}
+        say(JobDone(message.job_id, [], refusals, duration_s=float(message.items[0].payload)))
+        if message.items[0].payload == b"0":
+            say(Loaded(message.key))
+"""
+
+
+@asynccontextmanager
+async def an_odd_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SupervisedWorker, Heard]]:
+    """A real process that speaks as ours do, and is no worker of ours."""
+    (folder / "odd_worker.py").write_text(ODD_WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def start_life(report: Callable[[Report], None]) -> WorkerProcess:
+        return WorkerProcess(
+            WorkerSpec("onnx"),
+            lambda frame: report(decode_answer(frame)),
+            lambda reason: report(Ended(reason)),
+            module="odd_worker",
+        )
+
+    heard = Heard()
+    worker = SupervisedWorker("odd-1", WorkerKind.ONNX, "cpu", start_life, heard, {})
+    try:
+        await heard.until(lambda: worker.is_ready)
+        yield worker, heard
+    finally:
+        worker.close()
+
+
+@in_a_loop
+async def test_whatever_a_worker_says_of_its_time_it_is_between_nothing_and_the_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with an_odd_worker(tmp_path, monkeypatch) as (worker, heard):
+        for count, said in enumerate([b"nan", b"inf", b"-5", b"0.25"], 1):
+            worker.send(make_job(count, [make_item(said)._replace(payload=said)], timeout_s=9.0), PACKAGE)
+            await heard.until(lambda count=count: len(heard.done) == count)  # type: ignore[misc]
+        assert [done.duration_s for done in heard.done] == [0.0, 9.0, 0.0, 0.25]
+        assert worker.facts().busy_s == 9.25
+
+
+@in_a_loop
+async def test_a_worker_that_loads_what_it_was_not_told_to_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with an_odd_worker(tmp_path, monkeypatch) as (worker, heard):
+        worker.send(make_job(1, [make_item(b"0")._replace(payload=b"0")]), PACKAGE)
+        async with asyncio.timeout(60):
+            while "not told to" not in worker.facts().last_death:
+                await asyncio.sleep(0.01)
+        await heard.until(lambda: worker.is_ready)
+
+
+@in_a_loop
 async def test_nothing_is_left_of_a_closed_pool() -> None:
     async with a_pool(PoolPlan(workers=2)) as (pool, heard):
         ids = [process_id(worker) for worker in pool.workers]
@@ -384,6 +479,18 @@ async def test_a_worker_that_is_taken_away_finishes_its_jobs_first() -> None:
         await heard.until(lambda: len(heard.done) == 1)
         assert not heard.done[0].failure and not pool._retiring
         assert not Path(f"/proc/{process_id(worker)}").exists()
+
+
+@in_a_loop
+async def test_users_models_have_a_worker_of_limited_memory_where_the_others_have_gpus_alone_and_no_limit() -> None:
+    plan = PoolPlan(workers=0, devices=("cuda:0",), users_memory_bytes=900 * MIB)
+    async with a_pool(plan, WorkerKind.ONNX) as (pool, _):
+        (worker,) = pool.workers
+        limits = Path(f"/proc/{process_id(worker)}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max data size")]
+        assert str(900 * MIB) in line
+    async with a_pool(PoolPlan(memory_bytes=800 * MIB, users_memory_bytes=900 * MIB), WorkerKind.ONNX) as (pool, _):
+        assert str(800 * MIB) in Path(f"/proc/{process_id(pool.workers[0])}/limits").read_text()
 
 
 @in_a_loop

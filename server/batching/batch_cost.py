@@ -101,6 +101,11 @@ class CountCap:
         self._successes = 0
         self._grow_after = min(2 * self._grow_after, GROW_AFTER_MAX)
 
+    def take_back(self, times: int) -> None:
+        """An observation does not fit even alone: it was to blame that so many batches did not."""
+        self.count = min(self._count_max, self.count << times)
+        self._grow_after = max(GROW_AFTER_MIN, self._grow_after >> times)
+
     def note_success(self, count: int) -> None:
         """A batch of so many did fit."""
         if self.count < self._count_max and count >= self.count:

@@ -19,14 +19,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from fieldpost.errors import FieldpostError, RejectedError, TryAgainError, UnknownModelError
 from server.analyses import AnalysisResult
 from server.batching.policy import MIB, BatchPolicy, Priority, QueueSnapshot, Waiting
 from server.models.card import ModelCard
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem
 from server.workers.protocol import Worker, WorkerEvents, WorkerFacts, WorkerKind
 from server.workers.worker_pool import WorkerPool
+from server.workers.worker_wire import answers_all
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +48,51 @@ class ExpiredError(TryAgainError):
     """The deadline passed, or would have, before a worker was free."""
 
 
+class Asker(Protocol):
+    """Who asked, for one observation or many, and is told once about each; called in the event loop."""
+
+    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
+        """Results came: these rows of the block, for these tickets."""
+
+    def take_failure(self, ticket: int, error: FieldpostError) -> None:
+        """There will be no result: a PredictionFailedError, an ExpiredError or another TryAgainError says why."""
+
+
 @dataclass(slots=True)
 class Request:
-    """An observation that waits for its answer, and how many workers died with it."""
+    """An observation that waits for its answer.
+
+    Attributes:
+        item: The observation.
+        asker: Who asked.
+        ticket: What it is called there.
+        deaths: How many workers died with it.
+        too_much_count: How many batches with it found no memory.
+        is_stored: Whether an instrument sent it; otherwise somebody asks at once.
+        is_over: Whether the asker was told, or wants to know no more.
+    """
 
     item: WorkItem
-    answer: asyncio.Future[AnalysisResult]
+    asker: Asker
+    ticket: int
     deaths: int = 0
+    too_much_count: int = 0
+    is_stored: bool = False
+    is_over: bool = False
+
+
+class _Promise:
+    """Asks for one observation, with a future."""
+
+    def __init__(self, answer: asyncio.Future[AnalysisResult]) -> None:
+        self._answer = answer
+
+    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
+        if not self._answer.done():
+            self._answer.set_result(block.result(rows[0]))
+
+    def take_failure(self, ticket: int, error: FieldpostError) -> None:
+        _settle(self._answer, error)
 
 
 @dataclass(slots=True)
@@ -93,6 +133,10 @@ class ModelCounts:
 
     predicted: int = 0
     failed: int = 0
+    refused_callers: int = 0
+    """Of those that failed, payloads of callers who ask at once and that it refused: no fault of its own."""
+    deaths_in_a_row: int = 0
+    """Workers that its batches have killed since one was computed."""
 
 
 class Batcher:
@@ -170,6 +214,7 @@ class Batcher:
         lane: str,
         priority: Priority = Priority.LIVE,
         deadline_s: float | None = None,
+        is_stored: bool = False,
     ) -> asyncio.Future[AnalysisResult]:
         """Lets an observation wait for its answer.
 
@@ -179,6 +224,7 @@ class Batcher:
             lane: Whose it is; lanes take turns.
             priority: What it yields to.
             deadline_s: In the event loop's time; after it the answer is an ExpiredError and costs nothing more.
+            is_stored: Whether an instrument sent it: a model that refuses it does badly.
 
         Returns:
             A future with the result, or a PredictionFailedError, an ExpiredError or, where the server stops, another
@@ -188,15 +234,49 @@ class Batcher:
             OverloadedError: As much waits as may.
             UnknownModelError: The model version was not added.
         """
+        answer: asyncio.Future[AnalysisResult] = self._loop.create_future()
+        waiting = self.ask(key, item, _Promise(answer), 0, lane=lane, priority=priority, deadline_s=deadline_s)
+        waiting.value.is_stored = is_stored
+        answer.add_done_callback(lambda done: self.withdraw(waiting) if done.cancelled() else None)
+        return answer
+
+    def ask(
+        self,
+        key: ModelKey,
+        item: WorkItem,
+        asker: Asker,
+        ticket: int,
+        *,
+        lane: str,
+        priority: Priority = Priority.LIVE,
+        deadline_s: float | None = None,
+    ) -> Waiting[Request]:
+        """Like submit, for who asks for many observations: what a batch says of them comes to the asker at once.
+
+        Args:
+            key: The model version.
+            item: The observation.
+            asker: Is told.
+            ticket: What the asker calls the observation.
+            lane: Whose it is; lanes take turns.
+            priority: What it yields to.
+            deadline_s: In the event loop's time; after it the answer is an ExpiredError and costs nothing more.
+
+        Returns:
+            What withdraw takes.
+
+        Raises:
+            OverloadedError: As much waits as may.
+            UnknownModelError: The model version was not added.
+        """
         if self._is_closed:
             raise TryAgainError("the server is stopping")
         if key not in self._models:
             raise UnknownModelError(f"expected a model version at work, but got {key}")
-        answer: asyncio.Future[AnalysisResult] = self._loop.create_future()
         try:
             waiting = self._policy.add(
                 key,
-                Request(item, answer),
+                Request(item, asker, ticket),
                 lane=lane,
                 priority=priority,
                 size_bytes=len(item.payload),
@@ -206,9 +286,14 @@ class Batcher:
         except TryAgainError:
             self.counts.refused += 1
             raise
-        answer.add_done_callback(lambda done: self._withdraw(waiting) if done.cancelled() else None)
         self._schedule_pump()
-        return answer
+        return waiting
+
+    def withdraw(self, waiting: Waiting[Request]) -> None:
+        """Nobody wants the answer any more: the asker hears nothing more of it, and it leaves the queue."""
+        waiting.value.is_over = True
+        self.counts.cancelled += 1
+        self._policy.cancel(waiting)
 
     def queues(self) -> list[QueueSnapshot]:
         """What waits, by model version."""
@@ -252,15 +337,34 @@ class Batcher:
 
     def _take_results(self, sent: _Sent, done: JobDone) -> None:
         try:
-            answers = list(zip(sent.waiting, done.results(), strict=True))
-        except Exception as error:  # whatever a model's answer is, this loop lives on
-            failure = f"the answer cannot be read: {type(error).__name__}: {error}"
+            _check_answer(done, len(sent.waiting))
+        except ValueError as error:  # whatever a model's answer is, this loop lives on
+            failure = f"the answer cannot be read: {error}"
             self._policy.note_lost(sent.key, sent.priority, done.duration_s)
             self._run_again(sent.waiting, 2, failure)
             return
-        self._policy.note_cost(sent.key, len(answers), done.duration_s)
-        for waiting, result in answers:
-            self._answer(waiting, result)
+        self._policy.note_cost(sent.key, len(sent.waiting), done.duration_s)
+        self.model_counts[sent.key].deaths_in_a_row = 0
+        for place, failure in done.refusals.items():
+            self._fail_for_good(sent.waiting[place], failure)
+            self.model_counts[sent.key].refused_callers += not sent.waiting[place].value.is_stored
+        for block in done.blocks:
+            self._hand_out(sent, block)
+
+    def _hand_out(self, sent: _Sent, block: ResultBlock) -> None:
+        """Tells each asker of its rows of a block."""
+        told: dict[Asker, tuple[list[int], list[int]]] = {}
+        for row, place in enumerate(block.places):
+            request = sent.waiting[place].value
+            if not request.is_over:
+                request.is_over = True
+                rows, tickets = told.setdefault(request.asker, ([], []))
+                rows.append(row)
+                tickets.append(request.ticket)
+        self.counts.observations += len(block.places)
+        self.model_counts[sent.key].predicted += len(block.places)
+        for asker, (rows, tickets) in told.items():
+            asker.take_results(block, rows, tickets)
 
     def _take_failure(self, worker: Worker, sent: _Sent, done: JobDone) -> None:
         count = len(sent.waiting)
@@ -269,7 +373,12 @@ class Batcher:
         self._policy.note_lost(sent.key, sent.priority, done.duration_s)
         if done.is_out_of_memory:
             self.counts.out_of_memory += 1
-            self._policy.note_out_of_memory(sent.key, count)
+            if count == 1:
+                self._policy.note_too_large(sent.key, sent.waiting[0].value.too_much_count)
+            else:
+                self._policy.note_out_of_memory(sent.key, count)
+                for waiting in sent.waiting:
+                    waiting.value.too_much_count += 1
         self._run_again(sent.waiting, 2, done.failure)
 
     def on_lost(self, worker: Worker, jobs: list[Job], reason: str) -> None:
@@ -293,6 +402,8 @@ class Batcher:
         count = len(sent.waiting)
         facts = {"model": str(sent.key), "worker": worker.name, "observation_count": count, "reason": reason}
         logger.error("worker lost with a batch", extra=facts)
+        self._policy.note_death(sent.key, self._loop.time())
+        self.model_counts[sent.key].deaths_in_a_row += 1
         for waiting in sent.waiting:
             waiting.value.deaths += 1
         is_again = count == 1 and sent.waiting[0].value.deaths < DEATHS_MAX
@@ -307,9 +418,9 @@ class Batcher:
     def _run_again(self, batch: list[Waiting[Request]], part_count: int, failure: str) -> None:
         """Runs a batch again, in so many parts; one that cannot be parted has found its failure."""
         if part_count > 1 and len(batch) == 1:
-            self._answer(batch[0], failure)
+            self._fail_for_good(batch[0], failure)
             return
-        wanted = [each for each in batch if not each.value.answer.done()]
+        wanted = [each for each in batch if not each.value.is_over]
         if wanted and wanted[0].key not in self._models:
             gone = TryAgainError(f"{wanted[0].key} was taken out of service", hint="ask the active version")
             for each in wanted:
@@ -380,33 +491,35 @@ class Batcher:
         self._expiry_timer = self._loop.call_at(at_s, self._pump)
 
     def _tick(self) -> None:
-        """Tells the pool once a second how long the queues are."""
+        """Once a second, tells the pool how long the queues are."""
         self._tick_timer = self._loop.call_later(TICK_S, self._tick)
+        self._schedule_pump()  # a model version may have rested enough
         queues = self.queues()
         for kind in {model.kind for model in self._models.values()}:
             mine = [each for each in queues if self._models[each.key].kind is kind]
             count = sum(each.live_count + each.backfill_count + each.shadow_count for each in mine)
             self._pool.note_queue(kind, max(each.oldest_s for each in mine), count)
 
-    def _withdraw(self, waiting: Waiting[Request]) -> None:
-        self.counts.cancelled += 1
-        self._policy.cancel(waiting)
-
-    def _answer(self, waiting: Waiting[Request], result: AnalysisResult | str) -> None:
+    def _fail_for_good(self, waiting: Waiting[Request], failure: str) -> None:
+        """The model has no answer for this one."""
         self.counts.observations += 1
-        counts = self.model_counts[waiting.key]
-        answer = waiting.value.answer
-        if isinstance(result, str):
-            self.counts.failures += 1
-            counts.failed += 1
-            self._fail(waiting.value, PredictionFailedError(result))
-        else:
-            counts.predicted += 1
-            if not answer.done():
-                answer.set_result(result)
+        self.counts.failures += 1
+        self.model_counts[waiting.key].failed += 1
+        text = failure.encode("utf-8", "replace").decode()  # a model may say what no message can hold
+        self._fail(waiting.value, PredictionFailedError(text))
 
     def _fail(self, request: Request, error: FieldpostError) -> None:
-        _settle(request.answer, error)
+        if not request.is_over:
+            request.is_over = True
+            request.asker.take_failure(request.ticket, error)
+
+
+def _check_answer(done: JobDone, item_count: int) -> None:
+    """Raises ValueError where an answer is not about each observation of its batch, once."""
+    for block in done.blocks:
+        block.check()
+    if not answers_all(done, item_count):
+        raise ValueError(f"it is not about each of {item_count} observations, once")
 
 
 def _settle(future: asyncio.Future[None] | asyncio.Future[AnalysisResult] | None, error: FieldpostError | None) -> None:

@@ -14,6 +14,7 @@ The rules:
 - What has passed its deadline, or would pass it even alone, is given back, and costs nothing more. Where only the
   estimate says so, every eighth is tried all the same: a wrong estimate is found out.
 - What is to run once more takes turns with what is new, so that a failing observation does not hold up the others.
+- A model version whose batches kill workers one after the other rests, ever longer: the workers are for the others too.
 - A queue that is full refuses.
 """
 
@@ -40,6 +41,10 @@ TURN_EVERY = 16
 """Of so many batches, one is for the priority that waits behind the others."""
 NOT_LIVE_RATIO = 0.25
 PROBE_EVERY = 8
+REST_AFTER_DEATHS = 3
+"""In a row. Fewer are what it takes to find one observation that kills: in a batch, in a part of it, and alone."""
+REST_MIN_S = 1.0
+REST_MAX_S = 60.0
 BATCH_S_MIN = 0.001
 """What a batch counts at least: where nothing was measured yet, turns go by batches."""
 
@@ -87,6 +92,8 @@ class _Model(Generic[T]):
         self.queues = tuple(ModelQueue[T](key) for _ in Priority)
         self.condemned_count = 0
         """Items that the estimate alone gave up since it was last renewed."""
+        self.death_count = 0
+        """Workers that its batches have killed since one was computed."""
 
     def is_hopeless(self, waiting: Waiting[T], now_s: float) -> bool:
         """Whether the item would miss its deadline even in a batch of its own."""
@@ -159,6 +166,8 @@ class BatchPolicy(Generic[T]):
         """A heap by the time after which an item is late even if it goes at once and alone."""
         self._deadline_count = 0
         self._expired: list[Waiting[T]] = []
+        self._resting: dict[ModelKey, float] = {}
+        """Until when; what waits for these is in no rank."""
 
     def add_model(
         self, key: ModelKey, kind: str, *, max_batch_count: int, batch_bytes_max: int, cost: tuple[float, float]
@@ -181,6 +190,7 @@ class BatchPolicy(Generic[T]):
         left = [each for queue in self._models[key].queues for each in queue]
         self._remove(left)
         del self._models[key]
+        self._resting.pop(key, None)
         return left
 
     def add(
@@ -236,7 +246,7 @@ class BatchPolicy(Generic[T]):
 
     def _enter(self, model: _Model[T], queue: ModelQueue[T], waiting: Waiting[T]) -> None:
         rank = self._ranks[model.kind][waiting.priority]
-        if model.key not in rank.waiting:
+        if model.key not in rank.waiting and model.key not in self._resting:
             rank.waiting[model.key] = queue
             queue.used_s = max(queue.used_s, rank.clock_s)
         if waiting.deadline_s is not None:
@@ -274,6 +284,7 @@ class BatchPolicy(Generic[T]):
     def take(self, kind: str, now_s: float) -> Batch[T] | None:
         """The next batch for a free worker of this kind; None where nothing waits."""
         self._expire(now_s)
+        self._wake(now_s)
         ranks = self._ranks.get(kind, ())
         while (priority := _next_rank(ranks)) is not None:
             rank = ranks[priority]
@@ -327,12 +338,39 @@ class BatchPolicy(Generic[T]):
         if (model := self._models.get(key)) is not None:
             model.cost.note(count, duration_s)
             model.cap.note_success(count)
-            model.condemned_count = 0
+            model.condemned_count = model.death_count = 0
 
     def note_lost(self, key: ModelKey, priority: Priority, duration_s: float) -> None:
         """A batch killed its worker after this time, which others of its priority are owed."""
         if (model := self._models.get(key)) is not None:
             model.queues[priority].used_s += duration_s
+
+    def note_death(self, key: ModelKey, now_s: float) -> None:
+        """A batch killed its worker: from the third in a row on, the model version has none for a while."""
+        if (model := self._models.get(key)) is None:
+            return
+        model.death_count += 1
+        if model.death_count >= REST_AFTER_DEATHS:
+            doublings = min(model.death_count - REST_AFTER_DEATHS, 16)
+            self._resting[key] = now_s + min(REST_MIN_S * 2**doublings, REST_MAX_S)
+            for rank in self._ranks[model.kind]:
+                rank.waiting.pop(key, None)
+
+    def _wake(self, now_s: float) -> None:
+        if not self._resting:
+            return
+        for key in [key for key, until_s in self._resting.items() if until_s <= now_s]:
+            del self._resting[key]
+            model = self._models[key]
+            for rank, queue in zip(self._ranks[model.kind], model.queues, strict=True):
+                if queue.count:
+                    rank.waiting[key] = queue
+                    queue.used_s = max(queue.used_s, rank.clock_s)
+
+    def note_too_large(self, key: ModelKey, times: int) -> None:
+        """An observation found no memory even alone, after batches with it had found none so many times."""
+        if (model := self._models.get(key)) is not None:
+            model.cap.take_back(times)
 
     def note_out_of_memory(self, key: ModelKey, count: int) -> None:
         """A batch of so many did not fit: smaller ones from now on, also of what is put back."""

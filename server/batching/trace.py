@@ -142,6 +142,16 @@ class TracedPolicy(BatchPolicy[T]):
         super().note_lost(key, priority, duration_s)
         self._write("note_lost", key=key, priority=priority, duration_s=duration_s)
 
+    def note_death(self, key: ModelKey, now_s: float) -> None:
+        """As the policy's."""
+        super().note_death(key, now_s)
+        self._write("note_death", key=key, now_s=now_s)
+
+    def note_too_large(self, key: ModelKey, times: int) -> None:
+        """As the policy's."""
+        super().note_too_large(key, times)
+        self._write("note_too_large", key=key, times=times)
+
     def note_out_of_memory(self, key: ModelKey, count: int) -> None:
         """As the policy's."""
         super().note_out_of_memory(key, count)
@@ -213,6 +223,10 @@ def _tell_again(policy: BatchPolicy[None], waiting: dict[int, Waiting[None]], ca
         policy.note_lost(entry["key"], Priority(entry["priority"]), entry["duration_s"])
     elif call == "note_cost":
         policy.note_cost(**entry)
+    elif call == "note_death":
+        policy.note_death(**entry)
+    elif call == "note_too_large":
+        policy.note_too_large(**entry)
     elif call == "note_out_of_memory":
         policy.note_out_of_memory(**entry)
     else:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 SERVER = "server"
 """Who rolls back by itself."""
 NEWEST_MAX = 1000
+ROW = [column for column in model_versions.c if column is not model_versions.c.sample]
+"""Of a version, without its sample: that may be a large image, and only its trial needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def register_built_in(connection: Connection, cards: list[AnalysisCard]) -> None
 def find_at_work(connection: Connection) -> list[ModelCard]:
     """The versions that predict what comes: active ones and shadows."""
     here = model_versions.c.state.in_([ModelState.ACTIVE, ModelState.SHADOW])
-    rows = connection.execute(select(model_versions).where(here).order_by(model_versions.c.id))
+    rows = connection.execute(select(*ROW).where(here).order_by(model_versions.c.id))
     return [card for card in map(_to_card, rows) if card is not None]
 
 
@@ -103,9 +105,7 @@ def make_package(connection: Connection, files: ModelFiles, key: ModelKey) -> Mo
 def find_row(connection: Connection, key: ModelKey) -> Row[Any] | None:
     """A version's row; version 0: the active one's."""
     which = model_versions.c.version == key.version if key.version else model_versions.c.state == ModelState.ACTIVE
-    return connection.execute(
-        select(model_versions).where(model_versions.c.analysis == key.analysis, which)
-    ).one_or_none()
+    return connection.execute(select(*ROW).where(model_versions.c.analysis == key.analysis, which)).one_or_none()
 
 
 def get_row(connection: Connection, key: ModelKey) -> Row[Any]:
@@ -120,9 +120,17 @@ def get_row(connection: Connection, key: ModelKey) -> Row[Any]:
     return row
 
 
+def read_sample(connection: Connection, row_id: int) -> bytes:
+    """What a version is tried on."""
+    sample: bytes = connection.execute(
+        select(model_versions.c.sample).where(model_versions.c.id == row_id)
+    ).scalar_one()
+    return sample
+
+
 def list_rows(connection: Connection, analysis: str) -> list[Row[Any]]:
     """All versions, of one analysis or of all, by analysis and version."""
-    query = select(model_versions).order_by(model_versions.c.analysis, model_versions.c.version)
+    query = select(*ROW).order_by(model_versions.c.analysis, model_versions.c.version)
     return list(connection.execute(query.where(model_versions.c.analysis == analysis) if analysis else query))
 
 
@@ -221,7 +229,7 @@ def find_before(connection: Connection, analysis: str) -> ModelKey | None:
 def find_fresh(connection: Connection, since_unix_nanos: int) -> list[FreshVersion]:
     """Active versions that somebody, not the server itself, made active since then, and which have a predecessor."""
     found = []
-    for row in connection.execute(select(model_versions).where(model_versions.c.state == ModelState.ACTIVE)):
+    for row in connection.execute(select(*ROW).where(model_versions.c.state == ModelState.ACTIVE)):
         here = (model_events.c.model_version_id == row.id, model_events.c.state == ModelState.ACTIVE)
         event = connection.execute(
             select(model_events).where(*here).order_by(model_events.c.id.desc()).limit(1)

@@ -238,7 +238,8 @@ class ModelDesk:
         if row.kind == ModelKind.BUILT_IN or row.state == ModelState.ACTIVE:
             return
         package = ModelPackage(key, row.manifest, await asyncio.to_thread(self._files.read, row.sha256))
-        sample = inference_service_pb2.PredictItem.FromString(row.sample)
+        content = await self._read(lambda connection: catalogue.read_sample(connection, row.id))
+        sample = inference_service_pb2.PredictItem.FromString(content)
         async with self._turn():
             await try_model(package, sample.payload, self._limits)
 

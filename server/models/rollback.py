@@ -42,6 +42,14 @@ class Counts(Protocol):
     def failed(self) -> int:
         """It did not."""
 
+    @property
+    def refused_callers(self) -> int:
+        """Of these, payloads of callers who ask at once and that it refused: whoever may ask must not decide here."""
+
+    @property
+    def deaths_in_a_row(self) -> int:
+        """Workers that its batches have killed since one was computed."""
+
 
 class Cost(Protocol):
     """What a version's batches cost; server.batching.QueueSnapshot is one."""
@@ -81,6 +89,7 @@ class _Start:
     event_id: int
     predicted: int
     failed: int
+    deaths_in_a_row: int
 
 
 class Rollback:
@@ -125,18 +134,23 @@ class Rollback:
     def _conduct_since_active(self, fresh: FreshVersion) -> Conduct:
         key = fresh.card.key
         counts = self._work.model_counts.get(key)
-        predicted, failed = (counts.predicted, counts.failed) if counts else (0, 0)
+        predicted, failed, deaths = (counts.predicted, _faults(counts), counts.deaths_in_a_row) if counts else (0, 0, 0)
         start = self._starts.get(key)
         if start is None or start.event_id != fresh.event_id:
-            start = self._starts[key] = _Start(fresh.event_id, predicted, failed)
-        return Conduct(predicted - start.predicted, failed - start.failed, self._costs.get(key, float("nan")))
+            start = self._starts[key] = _Start(fresh.event_id, predicted, failed, deaths)
+        return Conduct(
+            predicted - start.predicted,
+            failed - start.failed,
+            self._costs.get(key, float("nan")),
+            deaths - start.deaths_in_a_row if deaths >= start.deaths_in_a_row else deaths,
+        )
 
     async def _conduct_before(self, before: ModelCard) -> Conduct:
         """What this process saw it do; else what the store holds of it, which other processes may have written."""
         observation_s = self._costs.get(before.key, _promised(before))
         counts = self._work.model_counts.get(before.key)
-        if counts is not None and counts.predicted + counts.failed >= OBSERVATIONS_MIN:
-            return Conduct(counts.predicted, counts.failed, observation_s)
+        if counts is not None and counts.predicted + _faults(counts) >= OBSERVATIONS_MIN:
+            return Conduct(counts.predicted, _faults(counts), observation_s)
         count, failed = await self._read(lambda connection: catalogue.count_failures(connection, before.row_id))
         return Conduct(count - failed, failed, observation_s)
 
@@ -146,6 +160,10 @@ class Rollback:
                 return query(connection)
 
         return await asyncio.to_thread(read)
+
+
+def _faults(counts: Counts) -> int:
+    return counts.failed - counts.refused_callers
 
 
 def _promised(card: ModelCard) -> float:

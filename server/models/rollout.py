@@ -5,6 +5,9 @@ lower bound of the one above the upper bound of the other, each at three standar
 is right for small counts and shares near 0 too). One bound alone would be crossed by chance now and then, since this
 is asked every few seconds.
 
+Deaths: whatever kills one worker after the other is not waited for until twenty observations are given up, which may
+take an hour where each hangs for a minute.
+
 Time: a version may be slower than the one before; whoever activated it saw that in its trial. It goes when it is much
 slower than both its own trial and the version before.
 """
@@ -15,6 +18,8 @@ import math
 from dataclasses import dataclass
 
 OBSERVATIONS_MIN = 20
+DEATHS_IN_A_ROW_MAX = 6
+"""Workers lost without one batch computed in between. One observation that kills takes three."""
 DEVIATIONS = 3.0
 FAILURE_SHARE_ALWAYS_FINE = 0.01
 FAILURE_SHARE_WITHOUT_HISTORY = 0.5
@@ -29,11 +34,13 @@ class Conduct:
         predicted_count: Observations that it has answered.
         failed_count: Observations that it has not: it broke, hung or refused.
         observation_s: Its time for an observation in a full batch; NaN where that is not known.
+        deaths_in_a_row: Workers that died or hung with its newest batches, none of which was computed.
     """
 
     predicted_count: int
     failed_count: int
     observation_s: float = float("nan")
+    deaths_in_a_row: int = 0
 
     @property
     def count(self) -> int:
@@ -65,6 +72,8 @@ def decide(fresh: Conduct, before: Conduct, trial_observation_s: float) -> Decis
         before: The one before it.
         trial_observation_s: What the trial of the active version promised; 0 where it was never tried.
     """
+    if fresh.deaths_in_a_row >= DEATHS_IN_A_ROW_MAX:
+        return Decision(True, f"{fresh.deaths_in_a_row} workers in a row were lost with its batches")
     if fresh.count < OBSERVATIONS_MIN:
         return STAY
     at_least, _ = share_bounds(fresh.failed_count, fresh.count)

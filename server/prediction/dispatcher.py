@@ -33,8 +33,8 @@ from server.prediction.pending import (
     find_pending,
     last_observation_id,
     load_item,
+    move_settled,
     read_settled,
-    write_settled,
 )
 from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
 from server.storage.store import Store
@@ -52,6 +52,9 @@ LOOK_AGAIN_S = 10.0
 BACKLOG_WAIT_S = 0.1
 """The backlog is in no hurry: it lets what is stored come together, and leaves the database to the live stream."""
 SETTLE_EVERY_S = 10.0
+SETTLE_AGAIN_S = 0.2
+SETTLE_IDS_MAX = 2000
+"""Observations over which the mark moves at once: what is moved over is looked at, and others wait to write."""
 RETRY_WAIT_S = 1.0
 OVERLOAD_WAIT_S = 0.1
 WRITE_MAX = 256
@@ -239,7 +242,7 @@ class Dispatcher:
         while True:
             try:
                 answer = self._batcher.submit(
-                    self._card.key, item, lane=str(pending.instrument_id), priority=stream.priority
+                    self._card.key, item, lane=str(pending.instrument_id), priority=stream.priority, is_stored=True
                 )
                 break
             except OverloadedError:  # others ask for the same version; what is stored can wait
@@ -324,24 +327,33 @@ class Dispatcher:
         return await asyncio.shield(asyncio.wrap_future(self._store.write(operation)))
 
     async def _keep_settled(self) -> None:
+        is_behind = False
         while True:
-            await asyncio.sleep(SETTLE_EVERY_S)
+            await asyncio.sleep(SETTLE_AGAIN_S if is_behind else SETTLE_EVERY_S)
             with suppress(TryAgainError):  # only a hint: the next time will do
-                await self._settle()
+                is_behind = await self._settle()
 
-    async def _settle(self) -> None:
-        """Moves the mark in the database, or follows it where somebody has set it back."""
-        live, backlog, row_id = self._live, self._backlog, self._card.row_id
+    async def _settle(self) -> bool:
+        """Moves the mark in the database, or follows it where somebody has set it back; returns whether it lags."""
+        live, backlog, card = self._live, self._backlog, self._card
         before, there = self._settled_id, await asyncio.to_thread(lambda: self._read_marks()[1])
         if there < before:
-            # What is live and behind us may wait again too: from here on it is backlog like all the rest.
-            live.mark_id = backlog.mark_id = live.cursor
-            backlog.cursor = there
-            self._broken_ids.clear()
+            self._look_again(there)
         self._settled_id = there
-        settled = min(backlog.cursor, live.cursor)
-        settled = min((settled, *(each - 1 for each in (*live.in_flight, *backlog.in_flight, *self._broken_ids))))
-        if settled > there:
-            has_moved = await self._commit(lambda connection: write_settled(connection, row_id, there, settled))
-            if has_moved:
-                self._settled_id = settled
+        done = min(backlog.cursor, live.cursor)
+        done = min((done, *(each - 1 for each in (*live.in_flight, *backlog.in_flight, *self._broken_ids))))
+        if done <= there:
+            return False
+        settled = min(done, there + SETTLE_IDS_MAX)
+        reached = await self._commit(lambda connection: move_settled(connection, card, expected=there, settled=settled))
+        if reached is not None:
+            self._settled_id = reached
+            if reached < settled:
+                self._look_again(reached)
+        return settled < done
+
+    def _look_again(self, after_id: int) -> None:
+        """Goes back: what is live and behind us may wait again too, and is backlog like all the rest from here on."""
+        self._live.mark_id = self._backlog.mark_id = self._live.cursor
+        self._backlog.cursor = min(self._backlog.cursor, after_id)
+        self._broken_ids.clear()

@@ -7,6 +7,7 @@ no gRPC: deadlines come in as instants of the event loop's clock.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -16,12 +17,12 @@ from typing import NamedTuple
 from fieldpost.errors import FieldpostError, InvalidRequestError, RejectedError, TryAgainError
 from fieldpost.v1 import inference_service_pb2 as pb
 from fieldpost.v1 import observation_pb2
-from server.analyses import AnalysisResult
-from server.batching.batcher import Batcher, ExpiredError
+from server.batching.batcher import Batcher, ExpiredError, Request
+from server.batching.policy import Waiting
 from server.instants import is_storable, to_nanos
 from server.models.card import ModelCard
-from server.queries.predictions import fill_result
-from server.workers.jobs import WorkItem
+from server.prediction.answer_bytes import encode_results
+from server.workers.jobs import ResultBlock, WorkItem
 
 IN_FLIGHT_MAX = 2048
 """Items of one call between arrival and answer; beyond them it is not read from."""
@@ -47,8 +48,8 @@ class Inference:
         self.batcher = batcher
         self.payload_bytes_max = payload_bytes_max
 
-    async def predict(self, request: pb.PredictRequest, *, lane: str, deadline_s: float | None) -> pb.PredictResponse:
-        """One prediction; whoever is cancelled while it waits has left the queue.
+    async def predict(self, request: pb.PredictRequest, *, lane: str, deadline_s: float | None) -> bytes:
+        """One prediction, as a serialised PredictResponse; whoever is cancelled while it waits has left the queue.
 
         Raises:
             UnknownModelError: There is no such model version.
@@ -57,11 +58,29 @@ class Inference:
         """
         card = await self.find(request.analysis, request.model_version)
         work = make_work_item(request.item, card, time.time_ns(), self.payload_bytes_max)
-        result = await self.batcher.submit(card.key, work, lane=lane, deadline_s=deadline_s)
-        response = pb.PredictResponse()
-        response.result.item_id, response.result.model_version = request.item.item_id, card.key.version
-        fill_result(response.result, result)
-        return response
+        lone = _Lone(card.key.version)
+        waiting = self.batcher.ask(card.key, work, lone, request.item.item_id, lane=lane, deadline_s=deadline_s)
+        try:
+            return await lone.answer
+        finally:
+            if not waiting.value.is_over:
+                self.batcher.withdraw(waiting)
+
+
+class _Lone:
+    """Asks for one observation; its ticket is the item_id."""
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
+        if not self.answer.done():
+            self.answer.set_result(encode_results(block, rows, tickets, self._version)[0])
+
+    def take_failure(self, ticket: int, error: FieldpostError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class _Asked(NamedTuple):
@@ -70,6 +89,14 @@ class _Asked(NamedTuple):
     item_id: int
     version: int
     size_bytes: int
+    waiting: Waiting[Request]
+
+
+class _Ready(NamedTuple):
+    """An answer that waits to be fetched: a serialised PredictStreamResponse with one result."""
+
+    content: bytes
+    item_bytes: int
 
 
 class Flow:
@@ -86,8 +113,10 @@ class Flow:
         self._lane = lane
         self._deadline_s = math.inf if deadline_s is None else deadline_s
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[asyncio.Future[AnalysisResult], _Asked] = {}
-        self._ready: deque[asyncio.Future[AnalysisResult] | pb.PredictResult] = deque()
+        self._asked: dict[int, _Asked] = {}
+        self._tickets = itertools.count()
+        self._ready: deque[_Ready] = deque()
+        self._broken: FieldpostError | None = None
         self._count = self._bytes = 0
         self._is_ended = False
         self._news = asyncio.Event()
@@ -102,23 +131,25 @@ class Flow:
                 await self._wait_for_room()
                 self._answer_now(failed(item.item_id, request.model_version, error))
             return
-        now_s, now_nanos = self._loop.time(), time.time_ns()
+        now_s, now_nanos, key = self._loop.time(), time.time_ns(), card.key
+        ask, payload_bytes_max = self._inference.batcher.ask, self._inference.payload_bytes_max
         for item in request.items:
-            await self._wait_for_room()
+            if self._count >= IN_FLIGHT_MAX or self._bytes >= IN_FLIGHT_BYTES_MAX:
+                await self._wait_for_room()
+            ticket = next(self._tickets)
             try:
-                work = make_work_item(item, card, now_nanos, self._inference.payload_bytes_max)
+                work = make_work_item(item, card, now_nanos, payload_bytes_max)
                 deadline_s = min(self._deadline_s, now_s + item.timeout_s if item.timeout_s else math.inf)
-                answer = self._inference.batcher.submit(
-                    card.key, work, lane=self._lane, deadline_s=None if deadline_s == math.inf else deadline_s
+                waiting = ask(
+                    key, work, self, ticket, lane=self._lane, deadline_s=None if deadline_s == math.inf else deadline_s
                 )
             except FieldpostError as error:
-                self._answer_now(failed(item.item_id, card.key.version, error))
+                self._answer_now(failed(item.item_id, key.version, error))
                 continue
             size_bytes = len(work.payload)
-            self._asked[answer] = _Asked(item.item_id, card.key.version, size_bytes)
+            self._asked[ticket] = _Asked(item.item_id, key.version, size_bytes, waiting)
             self._count += 1
             self._bytes += size_bytes
-            answer.add_done_callback(self._note)
 
     def end(self) -> None:
         """Nothing more is taken; answers() ends after the last answer."""
@@ -127,52 +158,60 @@ class Flow:
 
     def cancel(self) -> None:
         """Nobody waits any more: what is not computed yet never will be."""
-        for answer in list(self._asked):
-            answer.cancel()
+        for asked in self._asked.values():
+            self._inference.batcher.withdraw(asked.waiting)
         self._asked.clear()
 
-    async def answers(self) -> pb.PredictStreamResponse | None:
-        """What is ready by now, as soon as something is; None at the end."""
+    async def answers(self) -> bytes | None:
+        """What is ready by now, as a serialised PredictStreamResponse, as soon as something is; None at the end."""
         while not self._ready:
+            if self._broken is not None:
+                raise self._broken
             if self._is_ended and not self._asked:
                 return None
             self._news.clear()
             await self._news.wait()
-        response, size_bytes = pb.PredictStreamResponse(), 0
+        contents, size_bytes = [], 0
         while self._ready and size_bytes < ANSWER_BYTES_MAX:
             ready = self._ready.popleft()
             self._count -= 1
-            if isinstance(ready, pb.PredictResult):
-                response.results.append(ready)
-                continue
-            asked = self._asked.pop(ready)
-            self._bytes -= asked.size_bytes
-            error = ready.exception()
-            if error is None:
-                result = ready.result()
-                fill_result(response.results.add(item_id=asked.item_id, model_version=asked.version), result)
-                size_bytes += result.sample_unix_nanos.nbytes * (1 + len(result.variables))
-            elif isinstance(error, FieldpostError):
-                response.results.append(failed(asked.item_id, asked.version, error))
-            else:
-                raise error
+            self._bytes -= ready.item_bytes
+            contents.append(ready.content)
+            size_bytes += len(ready.content)
         self._room.set()
-        return response
+        return b"".join(contents)
+
+    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
+        """The batcher has results."""
+        asked = [self._asked.pop(ticket) for ticket in tickets]
+        contents = encode_results(block, rows, [each.item_id for each in asked], asked[0].version)
+        self._ready.extend(map(_Ready, contents, [each.size_bytes for each in asked]))
+        self._news.set()
+
+    def take_failure(self, ticket: int, error: FieldpostError) -> None:
+        """The batcher has no result."""
+        asked = self._asked.pop(ticket)
+        try:
+            content = _in_response(failed(asked.item_id, asked.version, error))
+        except FieldpostError as broken:
+            self._broken = broken
+        else:
+            self._ready.append(_Ready(content, asked.size_bytes))
+        self._news.set()
 
     async def _wait_for_room(self) -> None:
         while self._count >= IN_FLIGHT_MAX or self._bytes >= IN_FLIGHT_BYTES_MAX:
             self._room.clear()
             await self._room.wait()
 
-    def _note(self, answer: asyncio.Future[AnalysisResult]) -> None:
-        if not answer.cancelled():
-            self._ready.append(answer)
-            self._news.set()
-
     def _answer_now(self, result: pb.PredictResult) -> None:
         self._count += 1
-        self._ready.append(result)
+        self._ready.append(_Ready(_in_response(result), 0))
         self._news.set()
+
+
+def _in_response(result: pb.PredictResult) -> bytes:
+    return pb.PredictStreamResponse(results=[result]).SerializeToString()
 
 
 def make_work_item(item: pb.PredictItem, card: ModelCard, now_nanos: int, payload_bytes_max: int) -> WorkItem:

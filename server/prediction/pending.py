@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, update
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
@@ -61,20 +61,11 @@ def find_pending(
     """
     last_id = last_observation_id(connection)
     until_id = max(span.after_id, min(last_id, span.after_id + SCAN_IDS_MAX))
-    is_predicted = exists().where(
-        predictions.c.observation_id == observations.c.id, predictions.c.model_version_id == card.row_id
-    )
     is_live = and_(observations.c.is_live, observations.c.id > span.mark_id)
     # Which first, and only then what is known of them: PostgreSQL would read all instruments for each observation.
     chosen = (
         select(observations)
-        .where(
-            observations.c.id > span.after_id,
-            observations.c.id <= until_id,
-            is_live if span.is_live else ~is_live,
-            observations.c.instrument_id.in_(_meant_instruments(card)),
-            ~is_predicted,
-        )
+        .where(*_is_waiting(card, span.after_id, until_id), is_live if span.is_live else ~is_live)
         .order_by(observations.c.id)
         .limit(limit)
         .subquery()
@@ -103,16 +94,35 @@ def find_pending(
     return found, found[-1].observation_id if len(found) == limit else until_id
 
 
-def _meant_instruments(card: ModelCard) -> Select[tuple[int]]:
-    """The ids of the instruments for which the model version predicts."""
-    query = select(instruments.c.id).where(instruments.c.instrument_model.in_(sorted(card.instrument_models)))
-    restriction = card.restriction
-    if restriction.is_none:
-        return query
-    full_name = stations.c.name + "/" + instruments.c.name
-    return query.join(stations, stations.c.id == instruments.c.station_id).where(
-        or_(stations.c.name.in_(restriction.stations), full_name.in_(restriction.instruments))
+def _is_waiting(card: ModelCard, after_id: int, until_id: int) -> list[ColumnElement[bool]]:
+    """That an observation among these ids has no prediction of the model version, and is to have one."""
+    is_predicted = exists().where(
+        predictions.c.observation_id == observations.c.id, predictions.c.model_version_id == card.row_id
     )
+    return [
+        observations.c.id > after_id,
+        observations.c.id <= until_id,
+        _is_meant(card),
+        ~is_predicted,
+    ]
+
+
+def _is_meant(card: ModelCard) -> ColumnElement[bool]:
+    """Whether the model version predicts for the observation's instrument.
+
+    Asked of each observation in turn: as a list of instruments, it would lead SQLite away from the order of ids.
+    """
+    query = select(instruments.c.id).where(
+        instruments.c.id == observations.c.instrument_id,
+        instruments.c.instrument_model.in_(sorted(card.instrument_models)),
+    )
+    restriction = card.restriction
+    if not restriction.is_none:
+        full_name = stations.c.name + "/" + instruments.c.name
+        query = query.join(stations, stations.c.id == instruments.c.station_id).where(
+            or_(stations.c.name.in_(restriction.stations), full_name.in_(restriction.instruments))
+        )
+    return query.correlate(observations).exists()
 
 
 def last_observation_id(connection: Connection) -> int:
@@ -156,8 +166,21 @@ def read_settled(connection: Connection, model_row_id: int) -> int:
     return int(connection.scalar(query) or 0)
 
 
-def write_settled(connection: Connection, model_row_id: int, expected: int, settled: int) -> bool:
-    """Moves the mark, unless somebody set it back meanwhile; returns whether it moved."""
-    here = (model_versions.c.id == model_row_id, model_versions.c.settled_observation_id == expected)
-    result = connection.execute(update(model_versions).where(*here).values(settled_observation_id=settled))
-    return result.rowcount == 1
+def move_settled(connection: Connection, card: ModelCard, *, expected: int, settled: int) -> int | None:
+    """Moves the mark over what has its predictions, in a writer's transaction: nobody takes one away meanwhile.
+
+    A prediction may have been taken away, to be made again, before the mark was so far that it had to be set back.
+
+    Returns:
+        Up to where nothing waits; None where somebody moved the mark, or restricted the model version, meanwhile.
+    """
+    waiting = _is_waiting(card, expected, settled)
+    first_id = connection.scalar(select(observations.c.id).where(*waiting).order_by(observations.c.id).limit(1))
+    reached = settled if first_id is None else first_id - 1
+    here = (
+        model_versions.c.id == card.row_id,
+        model_versions.c.settled_observation_id == expected,
+        model_versions.c.restriction == card.restriction.to_json(),
+    )
+    result = connection.execute(update(model_versions).where(*here).values(settled_observation_id=reached))
+    return reached if result.rowcount == 1 else None

@@ -74,6 +74,11 @@ class _Asked:
     loading: asyncio.Task[None]
     last_asked_s: float = field(default=0.0)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not be loaded; the next one who asks tries again."""
+        return self.loading.done() and not self.loading.cancelled() and self.loading.exception() is not None
+
 
 class Predicting:
     """All predicting of one server process.
@@ -140,23 +145,18 @@ class Predicting:
         """
         key = ModelKey(analysis, version) if version else self._active.get(analysis)
         asked = self._asked.get(key) if key is not None else None
-        if asked is None:
+        if asked is None or asked.has_failed:
             card = await asyncio.to_thread(self._find_card, analysis, version)
             if not version:
                 self._active[analysis] = card.key
             asked = self._asked.get(card.key)
-            if asked is None:
+            if asked is None or asked.has_failed:  # perhaps long ago, when whoever asked had given up
                 loading = asyncio.create_task(self._load(card), name="load-model")
                 loading.add_done_callback(_retrieve)  # whoever asked may have given up
                 asked = self._asked[card.key] = _Asked(card, loading)
         asked.last_asked_s = self._loop.time()
-        if not asked.loading.done() or asked.loading.exception() is not None:
-            try:
-                await asyncio.shield(asked.loading)  # who gives up does not stop it for the others
-            except Exception:
-                if self._asked.get(asked.card.key) is asked:
-                    del self._asked[asked.card.key]  # the next one tries again
-                raise
+        if not asked.loading.done():
+            await asyncio.shield(asked.loading)  # who gives up does not stop it for the others
         return asked.card
 
     def _find_card(self, analysis: str, version: int) -> ModelCard:
@@ -227,7 +227,7 @@ class Predicting:
             is_gone = card is None or card.state == ModelState.RETIRED
             if not asked.loading.done():
                 continue
-            if is_gone or self._loop.time() - asked.last_asked_s > UNUSED_MAX_S:
+            if is_gone or asked.has_failed or self._loop.time() - asked.last_asked_s > UNUSED_MAX_S:
                 del self._asked[key]
             elif card is not None:
                 asked.card = card

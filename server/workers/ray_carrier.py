@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from server.workers.fate import die_with
+from server.workers.protocol import WorkerKind
 from server.workers.worker_process import CODE_FOLDER, WorkerProcess, WorkerSpec
 from server.workers.worker_wire import Frame, frame_parts, read_frame, write_frame
 
@@ -54,7 +55,7 @@ def start_actor(spec: WorkerSpec) -> Any:
         "concurrency_groups": {"send": 1},  # beside live; one thread, so that the order stays
         "scheduling_strategy": "SPREAD",
     }
-    if spec.memory_bytes:
+    if spec.memory_bytes and spec.kind == WorkerKind.BUILT_IN:  # of a stranger it is a bound, which he seldom needs
         options["memory"] = spec.memory_bytes
     # Ray shows an actor the GPU that it is given, and no other
     there = WorkerSpec(spec.kind, "cuda:0" if is_on_gpu else "cpu", spec.threads, spec.memory_bytes)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage
@@ -174,6 +174,7 @@ class SupervisedWorker:
         self._told: set[ModelKey] = set()
         self._loaded: set[ModelKey] = set()
         self._preloading: set[ModelKey] = set()
+        self._load_count = 0  # that are not answered yet
         self._life_reason = ""
         self._watchdog: asyncio.TimerHandle | None = None
         self._life = self._start_life(lambda report: self._call(number, report))
@@ -215,6 +216,9 @@ class SupervisedWorker:
             self._end_life("it answered what it was not asked")
             return
         del self._jobs[done.job_id]
+        took_s = min(max(0.0, done.duration_s), job.timeout_s)  # 0 for NaN: it may say anything, and we reckon with it
+        if took_s != done.duration_s:
+            done = replace(done, duration_s=took_s)
         self._batch_count += 1
         self._busy_s += done.duration_s
         self._failed_starts = 0
@@ -222,11 +226,14 @@ class SupervisedWorker:
         self._end_if_retired()
 
     def _note_loaded(self, report: Loaded) -> None:
-        if report.failure:
+        self._load_count -= 1
+        if self._load_count < 0:
+            self._end_life("it loaded what it was not told to")
+        elif report.failure:
             logger.error("model was not loaded", extra={"worker": self.name, "model": str(report.key)})
             self._told.discard(report.key)  # the next job brings it again
             self._packages.pop(report.key, None)
-        else:
+        elif report.key in self._told:  # otherwise it was told to forget it meanwhile
             self._loaded.add(report.key)
         if report.key in self._preloading:
             self._preloading.remove(report.key)
@@ -240,6 +247,7 @@ class SupervisedWorker:
     def _tell_to_load(self, package: ModelPackage) -> None:
         self._told.add(package.key)
         self._packages[package.key] = package
+        self._load_count += 1
         self._life.send(encode_message(Load(package)))
 
     def _watch(self) -> None:
@@ -289,7 +297,10 @@ class SupervisedWorker:
 
     def _restart(self) -> None:
         self._restart_count += 1
-        self._start()
+        try:
+            self._start()
+        except OSError as error:  # no memory, no process or no file left for one more: later there may be
+            self._bury(f"it could not be started: {error}")
 
     def _end_if_retired(self) -> None:
         if self._on_retired is not None and not self._jobs and not self._is_closed:

@@ -53,6 +53,7 @@ class PoolPlan:
         devices: "cpu", and GPUs as "cuda:0"; each GPU has one worker. Users' models compute on the CPU in any case.
         threads: That a worker on the CPU computes with.
         memory_bytes: Data of one worker at most; 0 for no limit.
+        users_memory_bytes: The same of one that runs users' models, where memory_bytes is 0.
         oldest_max_s: More workers where an observation waits longer.
     """
 
@@ -61,6 +62,7 @@ class PoolPlan:
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     memory_bytes: int = 0
+    users_memory_bytes: int = 0
     oldest_max_s: float = 2.0
 
 
@@ -133,7 +135,7 @@ class Pool:
             return
         plan = self._plan
         is_strange = kind is WorkerKind.ONNX  # a confined process can open no GPU
-        on_cpu = plan.workers if is_strange or "cpu" in plan.devices else 0
+        on_cpu = max(1, plan.workers) if is_strange else plan.workers if "cpu" in plan.devices else 0
         bounds = ScalingBounds(on_cpu, max(on_cpu, plan.workers_max) if on_cpu else 0, plan.oldest_max_s)
         group = self._groups[kind] = _Group(Scaling(bounds))
         gpus = [] if is_strange else [device for device in plan.devices if device != "cpu"]
@@ -168,7 +170,8 @@ class Pool:
             worker.retire(partial(self._retiring.discard, worker))
 
     def _start(self, kind: WorkerKind, group: _Group, device: str) -> SupervisedWorker:
-        spec = WorkerSpec(kind, device, self._plan.threads, self._plan.memory_bytes)
+        users_bytes = self._plan.users_memory_bytes if kind is WorkerKind.ONNX else 0
+        spec = WorkerSpec(kind, device, self._plan.threads, self._plan.memory_bytes or users_bytes)
         prefix = self._engine.name if kind is WorkerKind.BUILT_IN else kind
         return SupervisedWorker(
             f"{prefix}-{next(group.numbers)}",

@@ -84,14 +84,18 @@ class WorkerProcess:
             if environment is None:
                 environment = {name: os.environ[name] for name in _names(spec) if name in os.environ}
             paths = [str(CODE_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid()), *options],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid()), *options],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
         self._last_lines: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._outbox: queue.SimpleQueue[Sequence[Buffer] | None] = queue.SimpleQueue()
         assert self._process.stderr is not None
