@@ -11,6 +11,7 @@ items, in bundles too; latencies are those of whole requests. cpu_ms is user and
 server, start-up left out. Each round starts every server anew, one at a time; figures are medians over rounds, and a
 peer's are those of its better settings.
 
+grpc_echo is a grpc.aio server that only gives back what it gets, asked like unary_rpc: what of that is gRPC's own.
 ratio_to_bare_loop is that of a built-in model through batcher and worker (inference_saturation); that of the ONNX model
 through the whole server is ours.bundle.ratio_to_bare_loop.
 """
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.inference_echo import measure_echo
 from benchmarks.inference_load import WrongAnswerError
 from benchmarks.inference_model import build_model, make_profiles, measure_bare_loop, open_session, predict
 from benchmarks.inference_ours import measure_ours
@@ -39,6 +41,7 @@ PROFILES = 64
 SATURATION_PROFILES = 8192
 BARE_BATCHES = {"cpu": 32, "cuda": 256}
 OURS = "ours"
+ECHO = "grpc_echo"
 FAILURES = (FieldpostError, WrongAnswerError, OSError, subprocess.SubprocessError)
 """What a server may fail with without failing the benchmark."""
 
@@ -105,9 +108,13 @@ def measure_servers(rounds: int, duration_s: float, names: set[str], device: str
     def ours(folder: Path) -> Loads:
         return measure_ours(folder, model, profiles, expected, duration_s, device)
 
+    def echo(folder: Path) -> Loads:
+        return measure_echo(folder, [profile.tobytes() for profile in profiles], duration_s)
+
     for _ in range(rounds):
         measured.add("bare", "", bare)
         measured.add(OURS, "", in_folder(ours))
+        measured.add(ECHO, "", in_folder(echo))
         for peer in PEERS:
             if peer.name in names:
                 measured.add(
@@ -127,6 +134,7 @@ def report(measured: Measured, device: str) -> dict[str, Any]:
     bare = measured.loads("bare") or {}
     loop = bare.get(str(BARE_BATCHES[device]))
     ours = measured.loads(OURS)
+    echo = measured.loads(ECHO)
     peers = {}
     for name in dict.fromkeys(peer.name for peer in PEERS):
         loads = measured.loads(name)
@@ -134,6 +142,7 @@ def report(measured: Measured, device: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "bare_loop": None if loop is None else {**loop, "batch": BARE_BATCHES[device], "single": bare["1"]},
         "ours": None,
+        ECHO: None if echo is None else {**echo["unary"], "lone": echo["lone"]},
         "peers": peers,
         "left_out": measured.left_out,
     }
@@ -183,7 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cpu", help="cuda: ours and the bare loop there too"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--rounds", type=int, default=2, help="default 2; of all peers about two minutes each")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each load; default 1")
     parser.add_argument("--peers", nargs="*", choices=names, default=names, help="default all")
     options = parser.parse_args()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks.inference import Measured, compare, medians
+from benchmarks.inference_echo import measure_echo
 from benchmarks.inference_load import WrongAnswerError, run_clients
 from benchmarks.inference_model import OUTPUT_COUNT, build_model, make_profiles, open_session, predict
 from benchmarks.inference_peers import bentoml_request, check_answer, check_answers, triton_request
@@ -121,6 +122,12 @@ def test_every_grpc_answer_is_counted_once_beyond_the_first_window() -> None:
 def test_a_grpc_status_is_no_answer() -> None:
     with grpc_server() as (port, _), pytest.raises(WrongAnswerError, match="expected an answer"):
         run_clients(("127.0.0.1", port), [GrpcExchange("/tests.Echo/Other", b"x")], 1, 30.0)
+
+
+def test_the_floor_of_grpc_gives_back_what_it_gets_and_is_accounted_for(tmp_path: Path) -> None:
+    figures = measure_echo(tmp_path, [bytes([number]) * 4096 for number in range(8)], 0.2)
+    assert set(figures) == {"unary", "lone"}
+    assert all(each["requests_per_s"] > 0 and each["p99_ms"] >= each["p50_ms"] > 0 for each in figures.values())
 
 
 def test_the_model_answers_alike_alone_and_in_a_batch() -> None:

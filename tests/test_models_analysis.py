@@ -23,12 +23,14 @@ from onnx import helper
 from PIL import Image
 
 from fieldpost.errors import InvalidObservationError, InvalidRequestError
+from fieldpost.v1 import observation_pb2
 from server.analyses import AnalysisInput, AnalysisResult
 from server.models.answers import interpret
 from server.models.manifest import InputDeclaration, read_manifest
 from server.models.onnx_analysis import OnnxAnalysis, load_onnx
 from server.models.payloads import Preparation
-from server.workers.jobs import ModelKey, ModelPackage
+from server.workers.jobs import ModelKey, ModelPackage, WorkItem
+from server.workers.worker import finish_in_blocks, prepare_batch
 
 
 def _load(manifest: str, content: bytes) -> OnnxAnalysis:
@@ -73,6 +75,25 @@ def test_what_cannot_be_decoded_is_said_in_its_place_and_disturbs_no_other() -> 
         AnalysisResult,
     ]
     assert _sound(answers[4]).variables[0].values[0] == 2
+
+
+def test_a_worker_gives_each_item_its_answer_whoever_refuses_its_neighbours() -> None:
+    analysis = _load(CLASSIFIER_MANIFEST, make_classifier())
+    identity, zstd = observation_pb2.PAYLOAD_ENCODING_IDENTITY, observation_pb2.PAYLOAD_ENCODING_ZSTD
+    green, blue = make_image((0, 250, 0)), make_image((0, 0, 250))
+    items = [
+        WorkItem(payload, encoding, len(payload), "camera", 5 + place)
+        for place, (payload, encoding) in enumerate(
+            [(b"no frame", zstd), (green, identity), (b"GIF89a", identity), (b"torn", zstd), (blue, identity)]
+        )
+    ]
+    done = finish_in_blocks(9, analysis, prepare_batch(analysis, items))
+    assert (done.job_id, [block.places for block in done.blocks]) == (9, [[1, 4]])
+    answers = done.results()
+    assert [answers[place].sample_unix_nanos[0] for place in (1, 4)] == [6, 9]  # type: ignore[union-attr]
+    assert [answers[place].variables[0].values[0] for place in (1, 4)] == [1, 2]  # type: ignore[union-attr]
+    assert ["Zstandard" in str(answers[place]) for place in (0, 2, 3)] == [True, False, True]
+    assert "PNG, JPEG" in str(answers[2])
 
 
 @pytest.mark.parametrize("batch", ["b", 1, 4])
@@ -238,7 +259,7 @@ def test_many_instants_of_a_payload_have_their_times_and_missing_values() -> Non
     manifest = read_manifest(TIMED_MANIFEST)
     pair = np.array([[[1, 2], [-999, 4], [5, 6]]], np.float64)
     sky = np.array([[0.0, 9.0, np.nan]], np.float32)
-    [result] = interpret(manifest, [pair, sky], [1_000])
+    result = interpret(manifest, [pair, sky], [1_000]).result(0)
     assert result.sample_unix_nanos.tolist() == [1_000, 500_001_000, 1_000_001_000]
     base, top, cloud, probability = result.variables
     assert np.array_equal(base.values, np.array([1, np.nan, 5], np.float32), equal_nan=True)

@@ -25,6 +25,8 @@ class LengthAnalysis:
     def predict(self, batch: Sequence[AnalysisInput]) -> list[AnalysisResult | Exception]:
         if any(each.payload == b"poison" for each in batch):
             raise ZeroDivisionError("poisoned")
+        if any(each.payload == b"unspeakable" for each in batch):
+            raise ZeroDivisionError("\udcff")
         return [AnalysisResult(np.array([len(each.payload)], np.int64), ()) for each in batch]
 
 
@@ -35,6 +37,7 @@ class InProcessWorker:
         jobs: What it was given, in order.
         delay_s: How long it computes; 0 for the next turn of the loop.
         memory_count: Observations for which its memory is enough.
+        memory_bytes: Bytes of payloads for which it is.
         is_away: Takes nothing, as one that is starting.
         will_not_load: Model versions that it cannot load.
     """
@@ -53,7 +56,7 @@ class InProcessWorker:
         self.loaded: set[ModelKey] = set()
         self.unloaded: list[ModelKey] = []
         self.deaths = 0
-        self.memory_count = 10**9
+        self.memory_count = self.memory_bytes = 10**9
         self.is_away = self.is_closed = False
         self.will_not_load: set[ModelKey] = set()
         self._held: list[Job] = []
@@ -95,7 +98,7 @@ class InProcessWorker:
         if job.key in self.will_not_load:
             return JobDone(job.job_id, failure="cannot be loaded")
         self.loaded.add(job.key)
-        if len(job.items) > self.memory_count:
+        if len(job.items) > self.memory_count or sum(len(each.payload) for each in job.items) > self.memory_bytes:
             return JobDone(job.job_id, failure="MemoryError", is_out_of_memory=True)
         try:
             return pack_results(job.job_id, predict_items(LengthAnalysis(), job.items), 1e-4 * len(job.items))

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from fieldpost.errors import InvalidRequestError
 
 
-@dataclass(frozen=True, slots=True)
-class AnalysisInput:
+class AnalysisInput(NamedTuple):
     """One observation, as an analysis sees it.
 
     Attributes:
@@ -40,8 +39,7 @@ class AnalysisInput:
     calibration: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AnalysisVariable:
+class AnalysisVariable(NamedTuple):
     """One predicted quantity.
 
     Attributes:
@@ -57,8 +55,7 @@ class AnalysisVariable:
     flag_meanings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AnalysisResult:
+class AnalysisResult(NamedTuple):
     """What an analysis says about one observation.
 
     Attributes:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from inspect import isasyncgenfunction
 from typing import Any
 
@@ -17,7 +18,7 @@ import grpc
 
 from fieldpost.errors import FieldpostError, InvalidRequestError
 from server.api.credentials import Context, Door
-from server.api.status import code_for, end_with
+from server.api.status import as_ours, code_for, end_with
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class _Guard:
         self._parse: Parse = handler.request_deserializer
         self._is_request_stream: bool = handler.request_streaming
         self._is_response_stream: bool = handler.response_streaming
-        self._serialize = handler.response_serializer
+        self._serialize = partial(_serialize, handler.response_serializer)
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
     def handler(self) -> Any:
@@ -92,8 +93,9 @@ class _Guard:
                 code = "NOT_FOUND"  # health alone ends calls by itself: those about services that it does not know
                 raise
             except Exception as error:
-                code = code_for(error).name
-                await _end(context, method, error)
+                ours = as_ours(error)
+                code = code_for(ours).name
+                await _end(context, method, ours)
             finally:
                 if note_call is not None:
                     note_call(method, code, time.perf_counter() - began_s)
@@ -133,6 +135,11 @@ def _parse(parse: Parse, content: bytes) -> Any:
             f"expected a request of this method, but got {len(content)} bytes that are none",
             hint="client and server may be of different versions",
         ) from error
+
+
+def _serialize(serialize: Callable[[Any], bytes], response: Any) -> bytes:
+    """A response as bytes; what makes many at once (Inference) has made the bytes already."""
+    return response if isinstance(response, bytes) else serialize(response)
 
 
 async def _parse_each(parse: Parse, contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:

@@ -8,17 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidRequestError
-from server.analyses import AnalysisResult, AnalysisVariable
 from server.models.manifest import Manifest, OutputDeclaration
+from server.workers.jobs import ResultBlock
 
+RESULT_BYTES_MAX = 16 * 1024 * 1024
+"""Of the numbers said of one payload. What does not fit into a message can be stored, and never be served."""
 Column = tuple[str, str, tuple[str, ...], NDArray[np.float32]]
 """Name, unit and flag meanings of a variable, and its values, (batch, samples)."""
 
 
 def interpret(
     manifest: Manifest, outputs: Sequence[NDArray[np.generic]], measure_unix_nanos: Sequence[int]
-) -> list[AnalysisResult]:
-    """The result of each item of a batch.
+) -> ResultBlock:
+    """The results of a batch, in its order.
 
     Args:
         manifest: What the outputs mean.
@@ -28,9 +30,10 @@ def interpret(
     Raises:
         InvalidRequestError: An output does not have the shape that is declared.
     """
+    count = len(measure_unix_nanos)
     columns: list[Column] = []
     for declared, output in zip(manifest.outputs, outputs, strict=True):
-        scores = shape_output(manifest, declared, output, len(measure_unix_nanos))
+        scores = shape_output(manifest, declared, output, count)
         columns += _read_class(declared, scores) if declared.kind == "class" else _read_values(declared, scores)
     sample_count = columns[0][3].shape[1]
     for name, _, _, values in columns:
@@ -38,18 +41,23 @@ def interpret(
             raise InvalidRequestError(
                 f"expected as many instants in all outputs, but got {sample_count} and {values.shape[1]} ({name})"
             )
+    result_bytes = sample_count * (8 + 4 * len(columns))
+    if result_bytes > RESULT_BYTES_MAX:
+        raise InvalidRequestError(
+            f"expected at most {RESULT_BYTES_MAX} bytes of results for one payload, but got {result_bytes}: "
+            f"{sample_count} instants of {len(columns)} variables",
+            hint="let the model say less, for example one value for every minute",
+        )
     spacing_nanos = round((manifest.sample_spacing_s or 0.0) * 1e9)
     since_start = np.arange(sample_count, dtype=np.int64) * spacing_nanos
     instants = np.asarray(measure_unix_nanos, np.int64)[:, None] + since_start  # (batch, samples)
-    return [
-        AnalysisResult(
-            sample_unix_nanos=instants[place],
-            variables=tuple(
-                AnalysisVariable(name, unit, values[place], meanings) for name, unit, meanings, values in columns
-            ),
-        )
-        for place in range(len(measure_unix_nanos))
-    ]
+    return ResultBlock(
+        places=list(range(count)),
+        counts=[sample_count] * count,
+        sample_unix_nanos=instants.reshape(-1),
+        variables=tuple((name, unit, meanings) for name, unit, meanings, _ in columns),
+        values=np.stack([values for *_, values in columns]).reshape(len(columns), -1),
+    )
 
 
 def shape_output(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 # Before it is imported: from version 1.29 on onnxruntime otherwise tells its maker over the network about models and
 # machine, keeps a database and a number of this machine in the home folder, and waits 30 s at exit to be rid of it.
@@ -21,7 +22,7 @@ from server.analyses import AnalysisInput, AnalysisResult
 from server.models.answers import interpret
 from server.models.manifest import InputDeclaration, Manifest, read_manifest
 from server.models.payloads import Preparation
-from server.workers.jobs import ModelPackage
+from server.workers.jobs import ModelPackage, ResultBlock
 
 BATCH_MAX = 64
 TYPE_NAMES = {"float32": "float", "float64": "double"}
@@ -50,23 +51,36 @@ class OnnxAnalysis:
 
     def predict(self, batch: Sequence[AnalysisInput]) -> list[AnalysisResult | Exception]:
         """Answers for each observation, in order; InvalidObservationError in the place of what cannot be decoded."""
-        answers: list[AnalysisResult | Exception | None] = [None] * len(batch)
+        blocks, refusals = self.predict_blocks(batch)
+        answers: dict[int, AnalysisResult | Exception] = dict(refusals)
+        for block in blocks:
+            answers |= {place: block.result(row) for row, place in enumerate(block.places)}
+        return [answers[place] for place in range(len(batch))]
+
+    def predict_blocks(
+        self, batch: Sequence[AnalysisInput]
+    ) -> tuple[list[ResultBlock], dict[int, InvalidObservationError]]:
+        """The same as few large arrays, and by its place why an observation has no answer."""
+        refusals: dict[int, InvalidObservationError] = {}
         alike: dict[tuple[int, ...], tuple[list[int], list[NDArray[np.generic]]]] = {}
+        decode = self.preparation.decode
         for place, observation in enumerate(batch):
             try:
-                decoded = self.preparation.decode(observation.payload)
+                decoded = decode(observation.payload)
             except InvalidObservationError as error:
-                answers[place] = error
+                refusals[place] = error
                 continue
-            places, members = alike.setdefault(decoded.shape, ([], []))
-            places.append(place)
-            members.append(decoded)
-        for places, members in alike.values():
-            outputs = self.run(self.preparation.prepare(members))
+            members = alike.get(decoded.shape)
+            if members is None:
+                members = alike[decoded.shape] = ([], [])
+            members[0].append(place)
+            members[1].append(decoded)
+        blocks = []
+        for places, arrays in alike.values():
+            outputs = self.run(self.preparation.prepare(arrays))
             starts = [batch[place].measure_unix_nanos for place in places]
-            for place, result in zip(places, interpret(self._manifest, outputs, starts), strict=True):
-                answers[place] = result
-        return [answer for answer in answers if answer is not None]
+            blocks.append(replace(interpret(self._manifest, outputs, starts), places=places))
+        return blocks, refusals
 
     def run(self, prepared: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """The model's own outputs, those that the manifest declares, for a prepared batch of any size."""

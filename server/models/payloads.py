@@ -66,7 +66,7 @@ class Preparation:
     def prepare(self, decoded: list[NDArray[np.generic]]) -> NDArray[np.generic]:
         """From what was decoded, all of one shape, to the model's input, batch axis first."""
         declared = self._declared
-        stacked = np.stack(decoded)
+        stacked = np.concatenate(decoded).reshape(len(decoded), *decoded[0].shape)  # np.stack takes twice the time
         gain, bias = self._gain, self._bias
         if declared.decode is Decode.IMAGE and declared.layout == "nchw":
             stacked = stacked.transpose(0, 3, 1, 2)
@@ -100,8 +100,8 @@ class Preparation:
             version = npy_format.read_magic(stream)
             read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
             shape, is_fortran, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
-        except ValueError as error:
-            raise InvalidObservationError(f"expected a NumPy file, but got: {error}") from error
+        except Exception as error:  # NumPy parses the header as Python, which has many ways to fail; of memory too
+            raise InvalidObservationError(f"expected a NumPy file, but got: {error!r}") from error
         if dtype.newbyteorder("<") != self._stored_dtype or tuple(shape) != declared.shape:
             raise InvalidObservationError(
                 f"expected {declared.stored_dtype} of shape {declared.shape}, but got {dtype} of shape {shape}"

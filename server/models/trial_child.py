@@ -95,8 +95,7 @@ def _check_sample(analysis: OnnxAnalysis, manifest: Manifest, sample: bytes) -> 
             f"sample: {error}", hint="the sample has to be a payload as the manifest says"
         ) from error
     outputs = analysis.run(analysis.preparation.prepare([decoded]))
-    results = interpret(manifest, outputs, [0])
-    _check_values(manifest, results[0])
+    _check_values(manifest, interpret(manifest, outputs, [0]).result(0))
     together = analysis.run(analysis.preparation.prepare([decoded] * 3))
     difference = float("nan")
     for declared, alone, in_batch in zip(manifest.outputs, outputs, together, strict=True):

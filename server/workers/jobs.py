@@ -101,6 +101,25 @@ class ResultBlock:
     variables: tuple[VariableNames, ...]
     values: NDArray[np.float32]
 
+    def check(self) -> None:
+        """Raises ValueError where its parts do not agree."""
+        sample_count = sum(self.counts)
+        shapes = (self.sample_unix_nanos.shape, self.values.shape)
+        if len(self.places) != len(self.counts) or min(self.counts, default=0) < 0:
+            raise ValueError(f"{len(self.places)} places and {len(self.counts)} counts do not agree")
+        if shapes != ((sample_count,), (len(self.variables), sample_count)):
+            raise ValueError(f"{sample_count} samples of {len(self.variables)} variables and {shapes} do not agree")
+
+    def result(self, row: int) -> AnalysisResult:
+        """One of its results."""
+        start = sum(self.counts[:row])
+        samples = slice(start, start + self.counts[row])
+        variables = tuple(
+            AnalysisVariable(name, unit, values[samples], meanings)
+            for (name, unit, meanings), values in zip(self.variables, self.values, strict=True)
+        )
+        return AnalysisResult(self.sample_unix_nanos[samples], variables)
+
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
@@ -126,15 +145,7 @@ class JobDone:
         """For each item, in order, its result, or in words why there is none."""
         found: dict[int, AnalysisResult | str] = dict(self.refusals)
         for block in self.blocks:
-            start = 0
-            for place, count in zip(block.places, block.counts, strict=True):
-                samples = slice(start, start + count)
-                start += count
-                variables = tuple(
-                    AnalysisVariable(name, unit, values[samples], meanings)
-                    for (name, unit, meanings), values in zip(block.variables, block.values, strict=True)
-                )
-                found[place] = AnalysisResult(block.sample_unix_nanos[samples], variables)
+            found |= {place: block.result(row) for row, place in enumerate(block.places)}
         return [found[place] for place in range(len(found))]
 
 

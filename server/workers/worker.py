@@ -11,13 +11,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from fieldpost.errors import InvalidObservationError
 from server.analyses import Analysis, AnalysisInput, AnalysisResult
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem, pack_results
 from server.workers.worker_wire import (
     Answer,
     Frame,
@@ -45,6 +45,16 @@ class PreparingAnalysis(Protocol):
 
     def compute(self, prepared: Any) -> list[AnalysisResult | Exception]:
         """The answers for each observation, in order."""
+
+
+@runtime_checkable
+class BlockAnalysis(Protocol):
+    """An analysis that gives its answers as few large arrays."""
+
+    def predict_blocks(
+        self, batch: list[AnalysisInput]
+    ) -> tuple[list[ResultBlock], Mapping[int, InvalidObservationError]]:
+        """The answers, and by its place why an observation has none."""
 
 
 @runtime_checkable
@@ -165,8 +175,8 @@ class WorkerLoop:
             analysis = self._loaded.get(job.key)
             if analysis is None:
                 raise self._failures.get(job.key, LookupError(f"{job.key} was never loaded"))
-            results = finish_batch(analysis, batch)
-            return pack_results(job.job_id, results, took_s + time.perf_counter() - started)
+            done = finish_in_blocks(job.job_id, analysis, batch)
+            return replace(done, duration_s=took_s + time.perf_counter() - started)
         except Exception as error:
             return JobDone(
                 job.job_id,
@@ -217,6 +227,18 @@ def prepare_batch(analysis: Analysis | None, items: list[WorkItem]) -> PreparedB
         batch.inputs.clear()
     batch.took_s = time.perf_counter() - started
     return batch
+
+
+def finish_in_blocks(job_id: int, analysis: Analysis, batch: PreparedBatch) -> JobDone:
+    """The answers of a prepared batch as they cross."""
+    if batch.failure is not None or not isinstance(analysis, BlockAnalysis):
+        return pack_results(job_id, finish_batch(analysis, batch))
+    blocks, refused = analysis.predict_blocks(batch.inputs) if batch.inputs else ([], {})
+    places = batch.places  # of the inputs, which are fewer than the items where some could not be decoded
+    if batch.refusals:
+        blocks = [replace(block, places=[places[place] for place in block.places]) for block in blocks]
+    refusals = {places[place]: in_words(error) for place, error in refused.items()}
+    return JobDone(job_id, blocks, batch.refusals | refusals)
 
 
 def finish_batch(analysis: Analysis, batch: PreparedBatch) -> list[AnalysisResult | str]:

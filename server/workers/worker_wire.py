@@ -192,26 +192,34 @@ def decode_answer(frame: Frame) -> Answer:
 def _decode_done(told: dict[str, object], body: memoryview) -> JobDone:
     blocks, start = [], 0
     for places, counts, variables in told["blocks"]:  # type: ignore[attr-defined]  # a TypeError is caught
+        if not set(map(type, places)) | set(map(type, counts)) <= {int}:
+            raise ValueError("places and counts are no whole numbers")
         sample_count = sum(counts)
-        if len(places) != len(counts) or min(counts, default=0) < 0:
-            raise ValueError("places and counts do not agree")
         names: tuple[VariableNames, ...] = tuple(
-            (str(name), str(unit), tuple(map(str, meanings))) for name, unit, meanings in variables
+            (_text(name), _text(unit), tuple(map(_text, meanings))) for name, unit, meanings in variables
         )
         nanos = np.frombuffer(body, np.int64, sample_count, start)
         start += nanos.nbytes
         values = np.frombuffer(body, np.float32, len(names) * sample_count, start)
         start += values.nbytes
-        blocks.append(ResultBlock(places, counts, nanos, names, values.reshape(len(names), sample_count)))
-    refusals = {int(place): str(text) for place, text in told["refusals"].items()}  # type: ignore[attr-defined]
+        block = ResultBlock(places, counts, nanos, names, values.reshape(len(names), sample_count))
+        block.check()
+        blocks.append(block)
+    refusals = {int(place): _text(text) for place, text in told["refusals"].items()}  # type: ignore[attr-defined]
     return JobDone(
         int(told["done"]),  # type: ignore[call-overload]
         blocks,
         refusals,
-        str(told["failure"]),
+        _text(told["failure"]),
         bool(told["is_out_of_memory"]),
         float(told["duration_s"]),  # type: ignore[arg-type]
     )
+
+
+def _text(given: object) -> str:
+    text = str(given)
+    text.encode()  # raises a ValueError where it has half a character, which could go no further
+    return text
 
 
 def answers_all(done: JobDone, item_count: int) -> bool:
