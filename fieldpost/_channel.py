@@ -60,11 +60,14 @@ def channel_credentials(tls: Tls | None, token: str | None) -> grpc.ChannelCrede
         if token is not None:
             raise InvalidRequestError(
                 "expected TLS together with a token, but got a token alone",
-                hint="a token in the clear is everybody's: give tls=Tls(...) too",
+                hint="a token in the clear is everybody's: give tls=Tls(...), or --certificates, too",
             )
         return None
     if token is None:
         return tls.credentials()
     if not token or not token.isascii() or any(letter.isspace() for letter in token):
-        raise InvalidRequestError("expected a token of printable ASCII characters without spaces, but got another")
+        raise InvalidRequestError(
+            "expected a token of printable ASCII characters without spaces, but got another",
+            hint="a token is one line, as the server's operator gave it to you, and nothing else is in its file",
+        )
     return grpc.composite_channel_credentials(tls.credentials(), grpc.access_token_call_credentials(token))

@@ -51,7 +51,8 @@ def submit(
         Path, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="What goes in and comes out, TOML.")
     ],
     sample: Annotated[
-        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A payload to try it on.")
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A payload to try it on; servers want one."),
     ] = None,
     sample_instrument_model: Annotated[
         str, typer.Option(metavar="NAME", help="What wrote the sample, where the manifest names several.")
@@ -78,7 +79,8 @@ def submit(
         typer.echo(message_json(done.model))
         return
     name = f"{done.model.analysis}@{done.model.model_version}"
-    typer.echo(f"{name} {'was there before' if done.is_known else 'is ready'}; now shadow it, or activate it")
+    state = "was there before" if done.is_known else "is ready"
+    typer.echo(f"{name} {state}; next: fieldpost models shadow {name}, or fieldpost models activate {name}")
 
 
 @models_app.command("list")

@@ -175,7 +175,8 @@ def capacity_lines(capacity: GetCapacityResponse) -> Iterator[str]:
         for worker in capacity.workers:
             numbers = [str(worker.batch_count), str(worker.restart_count), f"{worker.busy_s:.0f} s"]
             ready = "yes" if worker.is_ready else "no"
-            rows.append([worker.worker, worker.device, ready, *numbers, size_text(worker.memory_bytes)])
+            memory = size_text(worker.memory_bytes) if worker.memory_bytes else "-"  # on another machine
+            rows.append([worker.worker, worker.device, ready, *numbers, memory])
         yield from aligned(rows, right_from=3)
     if capacity.queues:
         yield ""

@@ -16,7 +16,7 @@ from fieldpost.errors import (
     UnknownInstrumentError,
 )
 
-_REACH = "check that the server runs and that its address and the network are right, then try again"
+_REACH = "check that the server runs, that address and network are right, and whether it wants TLS; then try again"
 _CERTIFICATE = "give the certificate and key, or the token, that the server's operator issued to you"
 _OPERATOR = "the server's log says more; tell its operator"
 _VERSIONS = "client and server are of different versions; install the client version of the server"

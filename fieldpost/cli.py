@@ -59,7 +59,7 @@ def predictions(
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header line.")] = False,
 ) -> None:
-    """Print predictions, by the time at which was measured.
+    """Print predictions, in the order of what was measured when.
 
     Times are UTC where they name no zone. A missing value is "-" in the table, empty in CSV, null in JSON.
     Observations that could not be predicted are counted on standard error, and are lines of their own in JSON.

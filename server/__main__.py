@@ -92,8 +92,9 @@ def doctor(
     data_folder: DataFolder = None,
     debug: Debug = False,
 ) -> None:
-    """Look at everything that the server stands on, and say what to do. Changes nothing; asks a running server, too.
+    """Look at everything that the server stands on, and say what to do. Asks a running server, too.
 
+    Run it as the server's user: it writes a little and takes it away, and makes the data folder where there is none.
     Exit status 1 where something is wrong.
     """
 
@@ -193,13 +194,21 @@ def _run(work: Callable[[], Any], debug: bool) -> None:
     """Runs a command; its errors become one line of what and one of what to do."""
     try:
         work()
-    except FieldpostError as error:
-        if debug:
+    except (FieldpostError, OSError, ExceptionGroup) as caught:
+        error = _first(caught)
+        if debug or not isinstance(error, (FieldpostError, OSError)):
             raise
         typer.echo(f"fieldpost-server: {error}", err=True)
-        if error.hint:
+        if isinstance(error, FieldpostError) and error.hint:
             typer.echo(f"  {error.hint}", err=True)
         raise typer.Exit(75 if isinstance(error, TryAgainError) else 1) from error
+
+
+def _first(error: Exception) -> Exception:
+    """What ended the server: its tasks are a group, and so are their errors."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from server.mqtt.broker import EmbeddedBroker
 from server.mqtt.command_desk import CommandDesk
 from server.mqtt.gateway import Gateway, TlsFiles
 from server.mqtt.refused import RefusedMessages
-from server.mqtt.shards import parse_shard_part
+from server.mqtt.shards import ShardPart, parse_shard_part
 from server.operation.capacity import CapacityDesk
 from server.operation.metrics import Metrics
 from server.operation.observer import Observer
@@ -69,6 +69,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     urls = [parse_broker_url(url, ("mqtt", "mqtts", "embedded")) for url in settings.mqtt_urls]
+    shards = parse_shard_part(settings.mqtt_shards)
     listen = _listen(settings)  # what would be unsafe is refused before anything is started
     start_pool = _open_pool(settings)
     async with AsyncExitStack() as parts:  # ends them in the opposite order
@@ -125,18 +126,20 @@ async def serve(settings: Settings) -> None:
                 services, listen, message_bytes_max=settings.message_bytes_max, model_bytes_max=settings.model_bytes_max
             )
             port = await grpc_server.start()
-            gateways = _start_gateways(parts, settings, urls, ingest, store, commands)
-            for read in (read_ingest(ingest), read_disk(settings.data_folder), read_stations(store)):
-                metrics.add(read)
-            metrics.add(read_brokers(gateways))
-            if batcher is not None:
-                metrics.add(read_batcher(batcher, loop))
-            if settings.metrics_address:
-                parts.callback(metrics.serve(settings.metrics_address))
-            logger.info("server ready", extra={"grpc_port": port, "brokers": [str(url) for url in urls]})
-            await stop.wait()
-            logger.info("server stopping")
-            await grpc_server.stop(STOP_GRACE_S)
+            try:
+                gateways = _start_gateways(parts, settings, urls, shards, ingest, store, commands)
+                for read in (read_ingest(ingest), read_disk(settings.data_folder), read_stations(store)):
+                    metrics.add(read)
+                metrics.add(read_brokers(gateways))
+                if batcher is not None:
+                    metrics.add(read_batcher(batcher, loop))
+                if settings.metrics_address:
+                    parts.callback(metrics.serve(settings.metrics_address))
+                logger.info("server ready", extra={"grpc_port": port, "brokers": [str(url) for url in urls]})
+                await stop.wait()
+                logger.info("server stopping")
+            finally:  # also where a broker's port is taken
+                await grpc_server.stop(STOP_GRACE_S)
             for task in running:
                 task.cancel()
     logger.info("server stopped")
@@ -235,6 +238,7 @@ def _start_gateways(
     parts: AsyncExitStack,
     settings: Settings,
     urls: list[BrokerUrl],
+    shards: ShardPart,
     ingest: Ingest,
     store: Store,
     desk: CommandDesk,
@@ -254,7 +258,7 @@ def _start_gateways(
             store,
             refused,
             message_bytes_max=settings.message_bytes_max,
-            shards=parse_shard_part(settings.mqtt_shards),
+            shards=shards,
             tls=tls,
             on_result=desk.note_result,
         )

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from fieldpost.errors import InvalidRequestError
 
@@ -254,3 +261,9 @@ def load_settings(path: Path | None = None, **flags: Any) -> Settings:
         raise InvalidRequestError(
             f"the settings are wrong: {wrong}", hint="docs/settings.md lists every setting with its bounds"
         ) from error
+    except SettingsError as error:
+        raise InvalidRequestError(
+            f"the settings are wrong: {error}", hint='lists in the environment are JSON: ["mqtt://broker.example.org"]'
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"expected TOML in {path}, but: {error}") from error

@@ -1,8 +1,8 @@
-"""Looks at a server's surroundings from all sides and says what is wrong, and what to do. Changes nothing.
+"""Looks at a server's surroundings from all sides and says what is wrong, and what to do.
 
-It looks with the server's own settings and, where it matters, with the server's own code: it writes a payload and
-reads it back, connects to each broker with the server's certificate, and starts a worker. It can be asked beside a
-running server.
+It looks with the server's own settings and, where it matters, with the server's own code: it writes a payload,
+reads it back and removes it, connects to each broker with the server's certificate, and starts a worker. It can be
+asked beside a running server.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _looked_at(subject: str, look: Callable[[], Iterable[Finding]]) -> list[Find
     except SQLAlchemyError as error:
         return [Finding("FAIL", subject, f"it cannot be asked: {error}", "is it running, and is database_url right?")]
     except OSError as error:
-        return [Finding("FAIL", subject, f"it cannot be looked at: {error}", "see the system's log")]
+        hint = "is it there, and may this user use it? for an object store: are its credentials in the environment?"
+        return [Finding("FAIL", subject, f"it cannot be looked at: {error}", hint)]
 
 
 def _judge_folder(folder: Path) -> Iterator[Finding]:
