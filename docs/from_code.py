@@ -78,7 +78,7 @@ def _help(page: str, command: str) -> str:
 
 
 def _metrics_page() -> str:
-    from server.operation.metrics import metrics_page
+    from server.telemetry.metrics import metrics_page
 
     return metrics_page()
 

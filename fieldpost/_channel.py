@@ -19,6 +19,7 @@ OPTIONS: list[tuple[str, int]] = [
     # A watch may be silent for hours; a router that forgot the connection is noticed after 40 s, not after days.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the one that counts: without it, silence is noticed after a minute
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own reconnect pause grows to two minutes; a station's link that is back should be used sooner.
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -55,6 +55,7 @@ def run(
             workers=workers,
         )
         configure_logging(settings.log_level)
+        _raise_file_limit()
         asyncio.run(serve(settings))
 
     _run(work, debug)
@@ -188,6 +189,14 @@ def broker(
         running.close()
 
     _run(work, debug)
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file, and a thousand of them are what a system allows by default."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run(work: Callable[[], Any], debug: bool) -> None:

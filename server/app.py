@@ -35,15 +35,15 @@ from server.mqtt.gateway import Gateway, TlsFiles
 from server.mqtt.refused import RefusedMessages
 from server.mqtt.shards import ShardPart, parse_shard_part
 from server.operation.capacity import CapacityDesk
-from server.operation.metrics import Metrics
-from server.operation.observer import Observer
 from server.operation.readings import read_batcher, read_brokers, read_disk, read_ingest, read_stations
-from server.operation.tracing import open_tracer
 from server.prediction.inference import Inference
 from server.prediction.predicting import Predicting
 from server.settings import Settings
 from server.storage import notices
 from server.storage.store import Store
+from server.telemetry.metrics import Metrics
+from server.telemetry.observer import Observer
+from server.telemetry.tracing import open_tracer
 from server.workers.protocol import WorkerEvents
 from server.workers.worker_pool import PoolPlan, WorkerPool, open_pool
 

@@ -118,8 +118,8 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
         description="Worker processes on the CPU, for built-in models and as many for users' models, each kind started "
-        "with its first model; 0 for no predictions at all (observations wait in the store), or with GPUs alone for one "
-        "worker of users' models.",
+        "with its first model; 0 for no predictions at all (observations wait in the store), or with GPUs alone "
+        "for one worker of users' models.",
     )
     workers_max: int = Field(
         default=0,

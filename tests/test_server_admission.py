@@ -50,6 +50,15 @@ def test_a_compression_bomb_is_refused_before_it_is_unpacked() -> None:
     assert reasons(pb.Bundle(observations=[observation])) == [(1, receipt_pb2.REJECTION_REASON_CHECKSUM_MISMATCH)]
 
 
+def test_of_a_bundle_that_unpacks_to_more_than_others_can_wait_for_the_rest_is_left_undecided() -> None:
+    content = bytes(32 * 1024 * 1024)
+    bundle = pb.Bundle(observations=[make_observation(sequence, content) for sequence in range(1, 7)])
+    assert bundle.ByteSize() < 100_000
+    checked = check_bundle(bundle, 64 * 1024 * 1024)
+    assert [each.header.sequence for each in checked.sound] == [1, 2, 3, 4]
+    assert checked.rejections == []  # 5 and 6 come again: no receipt has named them
+
+
 def test_a_frame_without_content_size_is_refused() -> None:
     observation = make_observation(1, b"x" * 1000)
     observation.payload = zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 1000)

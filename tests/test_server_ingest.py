@@ -29,7 +29,8 @@ from server.ingest.core import Ingest
 from server.ingest.ledger import Ledger
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.storage.database import libpq_url
-from server.storage.segments import Place, SegmentWriter, open_segments
+from server.storage.segment_url import open_segments
+from server.storage.segments import Place, SegmentWriter
 from server.storage.store import Store
 from server.storage.tables import epochs, instruments, observations, segments
 

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fieldpost.errors import InvalidRequestError, OverloadedError
-from server.operation.metrics import DURATIONS, METRICS, PREFIX, Metrics
 from server.operation.readings import read_disk
+from server.telemetry.metrics import DURATIONS, METRICS, PREFIX, Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 

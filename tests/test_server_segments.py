@@ -26,7 +26,8 @@ from server.ingest.registry import RegisteredInstrument, RegisteredStation, regi
 from server.storage import segment_folder
 from server.storage.records import list_headers
 from server.storage.segment_folder import FolderReader, FolderWriter
-from server.storage.segments import Place, SegmentReader, SegmentWriter, open_segments
+from server.storage.segment_url import open_segments
+from server.storage.segments import Place, SegmentReader, SegmentWriter
 from server.storage.store import Store
 from server.storage.tables import observations
 from server.storage.tables import segments as segments_table

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from server_support import make_observation
 
 from fieldpost.errors import InvalidRequestError
-from server.operation.tracing import Identity, is_traced, open_tracer, span_id, stored_spans, trace_id
+from server.telemetry.tracing import Identity, is_traced, open_tracer, span_id, stored_spans, trace_id
 
 IDENTITY = Identity("lindenberg", "0123456789abcdef" * 2, 7)
 identities = st.builds(Identity, st.text(), st.text(), st.integers(1, 2**63 - 1))

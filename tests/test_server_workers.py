@@ -197,6 +197,20 @@ def test_an_answer_that_is_none_is_refused_and_runs_nothing(header: bytes) -> No
         decode_answer(Frame(header, memoryview(b"12345678")))
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"ready": {"device": "\ud800", "confinements": []}},
+        {"ready": {"device": "cpu", "confinements": ["\udfff"]}},
+        {"loaded": ["a", 1, "\ud800"]},
+    ],
+)
+def test_what_a_strange_worker_says_of_itself_is_text_that_can_be_sent_on(told: object) -> None:
+    header = json.dumps(told).encode()
+    with pytest.raises(BrokenStateError):
+        decode_answer(Frame(header, memoryview(b"")))
+
+
 def test_an_answer_must_be_about_each_observation_once() -> None:
     result = AnalysisResult(np.arange(2), ())
     assert answers_all(pack_results(1, [result, "no"]), 2)

@@ -142,7 +142,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
-        """By analysis and version; without events and comparison."""
+        """By analysis and version; without manifest, provenance, events and comparison."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from fieldpost.errors import FieldpostError, InvalidRequestError, OverloadedError
+from fieldpost.errors import FieldpostError, InvalidRequestError, OverloadedError, TryAgainError
 from server.api.access import LOCAL, Caller, Role, UnknownCallerError, check_call
 from server.api.access_file import AccessList, parse_access_file
 
@@ -121,6 +121,7 @@ class Door:
 
         Raises:
             NotAllowedError: They may not, or (UnknownCallerError) nobody knows them.
+            TryAgainError: The store cannot be asked; what is wrong with it is not for strangers.
         """
         caller = await self.find_caller(context)
         check_call(caller, method)
@@ -173,7 +174,11 @@ class Door:
         if now >= until:
             if len(self._stations) >= STATIONS_KEPT_MAX:
                 self._stations.clear()
-            is_registered = await self._is_station(name)
+            try:
+                is_registered = await self._is_station(name)
+            except TryAgainError as error:
+                logger.error("nobody can be looked up", extra={"error": str(error)})
+                raise TryAgainError("the server cannot find out who calls at this moment; call again later") from error
             self._stations[name] = is_registered, now + STATION_KNOWN_S
         return is_registered
 

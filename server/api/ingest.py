@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fieldpost.errors import InvalidRequestError, OverloadedError
@@ -18,6 +20,9 @@ from server.ingest.uploads import Upload, Uploads
 BUNDLES_MAX = 48
 """Bundles of one caller between arrival and receipt; beyond them it is not read from. Several commits' worth: with one
 commit's, nobody reads or checks while it is written (measured: 25,000 observations a second instead of 30,000)."""
+UPLOADS_MAX = 256
+UPLOADS_OF_STATION_MAX = 8
+"""Uploads at a time. Each keeps a file open, and costs its sender nothing while it stands still."""
 SYNC_BYTES = 32 * 1024 * 1024
 """After so much of an upload the caller is told what is on the disk: the most that is sent again after a cut."""
 
@@ -29,6 +34,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServicer):
         self._ingest = ingest
         self._uploads = uploads
         self._door = door
+        self._open_uploads: Counter[str] = Counter()
 
     async def Send(  # noqa: D102  (the protocol's names and comments)
         self, requests: AsyncIterator[pb.SendRequest], context: Context
@@ -78,17 +84,35 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServicer):
         if start is None or start.WhichOneof("part") != "start":
             raise InvalidRequestError("expected an upload to begin with its header, but got something else")
         check_sender(caller, [start.start.header.station])
-        upload = await _whole(asyncio.to_thread(self._uploads.open, start.start.header, start.start.encoded_bytes))
+        with self._counted(start.start.header.station):
+            upload = await _whole(asyncio.to_thread(self._uploads.open, start.start.header, start.start.encoded_bytes))
+            try:
+                if upload.receipt is None:
+                    async for held_bytes in _take(upload, requests, start.start.encoded_bytes):
+                        yield pb.UploadResponse(held_bytes=held_bytes)
+                    receipt = await _whole(asyncio.to_thread(upload.finish))
+                else:
+                    receipt = upload.receipt  # held already: nothing needs to be sent
+                yield pb.UploadResponse(held_bytes=start.start.encoded_bytes, receipt=receipt)
+            finally:
+                await _whole(asyncio.to_thread(upload.close))
+
+    @contextmanager
+    def _counted(self, station: str) -> Iterator[None]:
+        """One of the uploads that are open; raises OverloadedError where there are too many."""
+        if self._open_uploads[station] >= UPLOADS_OF_STATION_MAX or self._open_uploads.total() >= UPLOADS_MAX:
+            raise OverloadedError(
+                f"expected at most {UPLOADS_OF_STATION_MAX} uploads of a station at a time, and {UPLOADS_MAX} of all, "
+                "but one more came",
+                hint="finish an upload before the next is begun, or call again in a minute",
+            )
+        self._open_uploads[station] += 1
         try:
-            if upload.receipt is None:
-                async for held_bytes in _take(upload, requests, start.start.encoded_bytes):
-                    yield pb.UploadResponse(held_bytes=held_bytes)
-                receipt = await _whole(asyncio.to_thread(upload.finish))
-            else:
-                receipt = upload.receipt  # held already: nothing needs to be sent
-            yield pb.UploadResponse(held_bytes=start.start.encoded_bytes, receipt=receipt)
+            yield
         finally:
-            await _whole(asyncio.to_thread(upload.close))
+            self._open_uploads[station] -= 1
+            if not self._open_uploads[station]:
+                del self._open_uploads[station]
 
 
 _T = TypeVar("_T")
@@ -97,11 +121,11 @@ _T = TypeVar("_T")
 async def _whole(step: Coroutine[Any, Any, _T]) -> _T:
     """One step on a file, waited for although the caller has gone: a second step beside it would spoil the first."""
     task = asyncio.create_task(step)
+    abandon(task)  # what it raises, whoever still waits for it hears here
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
-        abandon(task)
         raise
 
 

@@ -19,11 +19,16 @@ THREADS = 8
 
 
 class Reading:
-    """The store, for callers in the event loop."""
+    """The store, for callers in the event loop.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: What is read.
+        threads: So many queries run at a time; the others wait their turn.
+    """
+
+    def __init__(self, store: Store, *, threads: int = THREADS) -> None:
         self.store = store
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     async def query(self, ask: Callable[[Connection], T]) -> T:
         """What a query finds. Where the caller is cancelled, its statement is interrupted in the database."""

@@ -43,10 +43,12 @@ from server.ingest.uploads import Uploads
 from server.models.desk import ModelDesk
 from server.mqtt.command_desk import CommandDesk
 from server.operation.capacity import CapacityDesk
-from server.operation.observer import Observer
 from server.prediction.inference import Inference
 from server.queries.stations import is_registered
 from server.storage.store import Store
+from server.telemetry.observer import Observer
+
+KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class GrpcServer:
     def __init__(self, parts: Parts, listen: Listen, *, message_bytes_max: int, model_bytes_max: int) -> None:
         self._listen = listen
         self._reading = Reading(parts.store)
+        self._looking_up = Reading(parts.store, threads=1)  # its own: a station must not wait for readers' queries
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", message_bytes_max),
@@ -101,6 +104,9 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
                 # Clients probe a silent watch every 30 s; gRPC's default takes that for an attack.
                 ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+                # Who lost power says no goodbye. Within a minute what it holds is let go, its uploads above all.
+                ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+                ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ]
         )
         note_call = parts.observer.note_call if parts.observer is not None else None
@@ -131,9 +137,10 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         self._reading.close()
+        self._looking_up.close()
 
     async def _is_station(self, name: str) -> bool:
-        return await self._reading.query(partial(is_registered, station=name))
+        return await self._looking_up.query(partial(is_registered, station=name))
 
 
 def _add_services(

@@ -6,10 +6,12 @@ import logging
 from typing import Any, NoReturn
 
 import grpc
+from sqlalchemy.exc import DataError
 
 from fieldpost.errors import (
     BrokenStateError,
     FieldpostError,
+    InvalidRequestError,
     NotAllowedError,
     OverloadedError,
     RejectedError,
@@ -39,6 +41,13 @@ CODES: list[tuple[type[FieldpostError], grpc.StatusCode]] = [
     (TryAgainError, grpc.StatusCode.UNAVAILABLE),
     (BrokenStateError, grpc.StatusCode.DATA_LOSS),
 ]
+
+
+def as_ours(error: Exception) -> Exception:
+    """A value that the database cannot hold, for example a NUL for PostgreSQL, is the caller's mistake."""
+    if isinstance(error, DataError):
+        return InvalidRequestError("expected names and numbers that a database can hold, but got something else")
+    return error
 
 
 def code_for(error: Exception) -> grpc.StatusCode:

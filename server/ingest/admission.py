@@ -18,6 +18,8 @@ from server.instants import is_storable
 from server.storage.segments import Place
 
 SEQUENCE_MAX = 2**53
+UNPACKED_BYTES_MAX = 128 * 1024 * 1024
+"""So much of one bundle is unpacked and checked at a time."""
 """Nobody counts so far; a larger sequence is a broken station."""
 
 
@@ -59,8 +61,12 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
     station, epoch = check_name("station", first.station), check_epoch(first.epoch)
     checked = CheckedBundle(station, epoch, [], [])
     plausible = []
+    unpacked_bytes = 0
     for observation in bundle.observations:
         header = observation.header
+        unpacked_bytes += max(0, header.payload_bytes)
+        if plausible and unpacked_bytes > UNPACKED_BYTES_MAX:
+            break  # no receipt names the rest, so it comes again: 64 MB can unpack to many GB, and others wait
         if header.station != station or header.epoch != epoch:
             raise InvalidObservationError(
                 f"expected observations of one station and epoch ({station}, {epoch}), "

@@ -24,9 +24,9 @@ from server.ingest.bounded import BoundedQueue
 from server.ingest.ledger import BundleOutcome, InstrumentCounts, Ledger
 from server.ingest.recent_count import RecentCount
 from server.ingest.repeats import Repeats
-from server.operation.observer import Observer
 from server.storage.segments import Place
 from server.storage.store import Store
+from server.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
 

@@ -78,7 +78,7 @@ class ModelDesk:
             InvalidRequestError: It is refused; the message names the rule.
             OverloadedError: Too many wait for their trial.
         """
-        manifest = read_manifest(submission.manifest)
+        manifest = await asyncio.to_thread(read_manifest, submission.manifest)  # long ones take a while
         analysis = manifest.analysis
         if analysis in {card.name for card in find_analyses()}:
             raise InvalidRequestError(
@@ -117,11 +117,11 @@ class ModelDesk:
         return await self.get(key), is_known
 
     async def list(self, analysis: str = "") -> Models:
-        """All versions, of one analysis or of all, without events and comparison."""
+        """All versions, of one analysis or of all, without manifest, provenance, events and comparison."""
         if analysis and not NAME_PATTERN.fullmatch(analysis):
             return []
         return await self._read(
-            lambda connection: [to_message(row) for row in catalogue.list_rows(connection, analysis)]
+            lambda connection: [to_message(row, is_whole=False) for row in catalogue.list_rows(connection, analysis)]
         )
 
     async def get(self, key: ModelKey) -> model_pb2.Model:

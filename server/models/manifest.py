@@ -6,6 +6,7 @@ It is TOML that a person writes; docs/models.md explains it with an example.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from enum import StrEnum
 from functools import lru_cache
@@ -17,6 +18,15 @@ from fieldpost.errors import InvalidRequestError
 from fieldpost.names import NAME_PATTERN
 
 MANIFEST_CHARACTERS_MAX = 1024 * 1024
+CACHED_CHARACTERS_MAX = 16 * 1024
+"""Longer manifests are read anew each time: a few hundred of them would fill the memory."""
+KEY_PARTS_MAX = 16
+"""Of a dotted key. The parser's time grows with their square: a megabyte of them would take hours."""
+STRINGS_AND_COMMENTS = re.compile(
+    r'"""(?>\\.?|[^\\])*?(?:"{3,5}|\Z)|"(?>\\.|[^"\\\n])*+"|'
+    r"'''.*?(?:'{3,5}|\Z)|'[^'\n]*'|#[^\n]*",
+    re.DOTALL,
+)
 ELEMENTS_MAX = 256 * 1024 * 1024
 """Numbers in one input at most."""
 
@@ -249,23 +259,39 @@ class Manifest(Declared):
         return self
 
 
-@lru_cache(maxsize=256)
 def read_manifest(text: str) -> Manifest:
     """Reads a manifest.
 
     Raises:
         InvalidRequestError: It is not one; the message names every place that is wrong.
     """
+    return _read_again(text) if len(text) <= CACHED_CHARACTERS_MAX else _read(text)
+
+
+def _read(text: str) -> Manifest:
     hint = "docs/models.md describes every field"
     if len(text) > MANIFEST_CHARACTERS_MAX:
         raise InvalidRequestError(
             f"expected a manifest of at most {MANIFEST_CHARACTERS_MAX} characters, but got {len(text)}",
             hint="leave out long lists of expected outputs",
         )
+    if _longest_key(text) > KEY_PARTS_MAX:
+        raise InvalidRequestError(
+            f"expected a manifest with keys of at most {KEY_PARTS_MAX} parts, but got a longer one", hint=hint
+        )
     try:
         return Manifest.model_validate(tomllib.loads(text))
     except ValidationError as error:
         places = [f"{'.'.join(map(str, each['loc'])) or 'manifest'}: {each['msg']}" for each in error.errors()[:20]]
         raise InvalidRequestError(f"the manifest is wrong: {'; '.join(places)}", hint=hint) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # beside its own error, the parser passes on Python's
         raise InvalidRequestError(f"expected a manifest in TOML, but got: {error}", hint=hint) from error
+
+
+_read_again = lru_cache(maxsize=256)(_read)
+
+
+def _longest_key(text: str) -> int:
+    """Parts of the longest dotted key, found in one pass; a number has two."""
+    bare = STRINGS_AND_COMMENTS.sub("s", text)
+    return 1 + max(each.count(".") for each in re.split(r"[^\w.+ \t-]", bare))

@@ -22,8 +22,8 @@ STATES = {
 KINDS = {ModelKind.BUILT_IN: model_pb2.MODEL_KIND_BUILT_IN, ModelKind.ONNX: model_pb2.MODEL_KIND_ONNX}
 
 
-def to_message(row: Row[Any], events: Sequence[Row[Any]] = ()) -> model_pb2.Model:
-    """A version as callers see it."""
+def to_message(row: Row[Any], events: Sequence[Row[Any]] = (), *, is_whole: bool = True) -> model_pb2.Model:
+    """A version as callers see it; not whole, without its longest texts."""
     kind = ModelKind(row.kind)
     restriction = Restriction.from_json(row.restriction)
     message = model_pb2.Model(
@@ -33,11 +33,11 @@ def to_message(row: Row[Any], events: Sequence[Row[Any]] = ()) -> model_pb2.Mode
         kind=KINDS[kind],
         sha256=bytes.fromhex(row.sha256),
         content_bytes=row.content_bytes,
-        manifest=row.manifest,
+        manifest=row.manifest if is_whole else "",
         instrument_models=_instrument_models(row, kind),
         restriction=model_pb2.ModelRestriction(stations=restriction.stations, instruments=restriction.instruments),
         submitter=row.submitter,
-        provenance=row.provenance,
+        provenance=row.provenance if is_whole else "",
     )
     if row.submit_unix_nanos:
         message.submit_time.FromNanoseconds(row.submit_unix_nanos)

@@ -32,6 +32,7 @@ CODE_FOLDER = Path(__file__).resolve().parents[2]
 PIECE_BYTES = 1024 * 1024
 ANSWER_BYTES_MAX = 1024 * 1024
 STDERR_BYTES_KEPT = 4096
+STEP_CHARACTERS_MAX = 40
 START_MAX_S = 60.0
 MIB = 1024 * 1024
 
@@ -102,6 +103,8 @@ class _Finding(TypedDict):
 
 
 _FINDING = TypeAdapter(_Finding)
+_FACTS = TypeAdapter(dict[str, Any])
+"""Unlike json, it takes no half characters, which no message to a caller could hold, and no depth without end."""
 
 
 class _Watch:
@@ -109,8 +112,9 @@ class _Watch:
 
     def __init__(self, process: asyncio.subprocess.Process, limits: TrialLimits) -> None:
         self._process, self._limits = process, limits
-        self._step = ""
+        self._step: str | None = None
         self._last_words = b""
+        self._is_garbled = False
         # asyncio's own kill() asks for the status on the way, and may take it from the thread that waits for it.
         self._handle: int | None = None
         with suppress(ProcessLookupError):  # it has ended already
@@ -149,14 +153,14 @@ class _Watch:
         assert self._process.stdout is not None
         try:
             while line := await self._process.stdout.readline():
-                facts = json.loads(line)
+                facts = _FACTS.validate_json(line)
                 if "step" not in facts:
-                    return dict(facts)
-                if not self._step:
+                    return facts
+                if self._step is None:
                     clock.reschedule(asyncio.get_running_loop().time() + self._limits.wall_s)
-                self._step = str(facts["step"])
-        except ValueError:  # no JSON, or a line longer than any of ours
-            self._step = self._step or "started"
+                self._step = str(facts["step"])[:STEP_CHARACTERS_MAX]
+        except ValueError:  # nothing that we say, or a line longer than any of ours
+            self._step, self._is_garbled = self._step or "started", True
         return None
 
     async def _feed(self, parts: list[bytes]) -> None:
@@ -183,7 +187,7 @@ class _Watch:
         """Why there is no finding."""
         words = self._last_words.decode(errors="replace")
         code = self._process.returncode
-        if not self._step:
+        if self._step is None:
             return BrokenStateError(
                 f"the process that tries models did not start (status {code}): {words[-1000:]}",
                 hint="this says nothing about the model; see the server's log",
@@ -194,7 +198,7 @@ class _Watch:
                 f"time: expected a model that can be tried in {self._limits.wall_s:g} s, but it took longer {where}",
                 hint="does it loop for ever? use a smaller model, or ask the operator for a longer trial_max_s",
             )
-        if code == -signal.SIGSYS:
+        if code == -signal.SIGSYS or self._is_garbled:
             return InvalidRequestError(
                 f"forbidden: expected a model that computes, but it tried something else {where}"
             )

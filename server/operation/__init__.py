@@ -1,1 +1,1 @@
-"""What an operator sees of a running server: metrics, traces, and a doctor who says what is wrong."""
+"""What an operator asks a server: how things stand, what it counts, and what is wrong."""

@@ -163,7 +163,8 @@ def _judge_stations(connection: Connection, now_unix_s: float) -> Iterator[Findi
 
 def _judge_segments(settings: Settings) -> Iterator[Finding]:
     """Writes a payload as the server does, and reads it back."""
-    from server.storage.segments import Place, open_segments
+    from server.storage.segment_url import open_segments
+    from server.storage.segments import Place
 
     writer, reader = open_segments(settings.segments)
     record = os.urandom(4096)

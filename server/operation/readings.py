@@ -13,9 +13,9 @@ from fieldpost.v1 import station_pb2
 from server.batching.batcher import Batcher
 from server.ingest.core import Ingest
 from server.mqtt.gateway import Gateway
-from server.operation.metrics import Read, Sample
 from server.storage.store import Store
 from server.storage.tables import stations
+from server.telemetry.metrics import Read, Sample
 
 ASK_TIMEOUT_S = 5.0
 

@@ -25,7 +25,6 @@ from server.batching.batcher import Batcher, PredictionFailedError
 from server.batching.policy import MIB, Priority
 from server.broadcast import Broadcast
 from server.models.card import ModelCard, ModelState
-from server.operation.observer import Observer, Trip
 from server.prediction.answer_order import AnswerOrder
 from server.prediction.pending import (
     PendingObservation,
@@ -38,6 +37,7 @@ from server.prediction.pending import (
 )
 from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
 from server.storage.store import Store
+from server.telemetry.observer import Observer, Trip
 from server.workers.jobs import WorkItem
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, selec
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
 from server.models.card import ModelCard
-from server.operation.tracing import Identity
 from server.storage.segments import Place
 from server.storage.tables import instruments, model_versions, observations, predictions, segments, stations
+from server.telemetry.tracing import Identity
 from server.workers.jobs import WorkItem
 
 SCAN_IDS_MAX = 100_000

@@ -17,9 +17,9 @@ from server.broadcast import Broadcast
 from server.models import catalogue
 from server.models.card import ModelCard, ModelState
 from server.models.files import ModelFiles
-from server.operation.observer import Observer
 from server.prediction.dispatcher import Dispatcher
 from server.storage.store import Store
+from server.telemetry.observer import Observer
 from server.workers.jobs import ModelKey, ModelPackage
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,10 @@ What a model version predicted is served once it has been active, or to who name
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Row, Select, Table, bindparam, delete, func, select, update
@@ -15,10 +17,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import inference_service_pb2, prediction_pb2
 from server.analyses import AnalysisResult
+from server.models.card import ModelState
 from server.queries.pages import TimeSpan, make_token, next_positions, page_size, parse_token
 from server.queries.stations import find_instrument_ids
 from server.storage.tables import epochs, instruments, model_versions, observations, predictions, stations
 
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+"""Of the contents of a page that has more than one prediction: a message may be 4 MiB, if its reader said nothing."""
 WATCH_SPAN = 50_000
 """Rows that one look of a watcher passes at most: one that wants few of many sees how far it has come."""
 
@@ -129,11 +134,11 @@ def list_predictions(
         return [], ""
     instrument_ids = find_instrument_ids(connection, wanted.station, wanted.instrument)
     found = next_positions(connection, predictions, instrument_ids, wanted.span, after, size, versions)
-    rows = {
-        row.id: row for row in connection.execute(_select().where(predictions.c.id.in_([each[1] for each in found])))
-    }
-    token = make_token(found[-1]) if len(found) == size else ""
-    return [_to_message(rows[each.row_id]) for each in found], token
+    sizes = select(predictions.c.id, _SIZE).where(predictions.c.id.in_([each.row_id for each in found]))
+    size_of = {row.id: row.size_bytes for row in connection.execute(sizes)}
+    page = found[: _fitting([size_of[each.row_id] for each in found])]
+    token = make_token(page[-1]) if len(found) == size or len(page) < len(found) else ""
+    return _read(connection, [each.row_id for each in page]), token
 
 
 def list_after(
@@ -147,7 +152,7 @@ def list_after(
     last_id, after_id = last_prediction_id(connection), max(after_id, 0)
     end_id = min(last_id, after_id + WATCH_SPAN)
     query = (
-        _select()
+        select(predictions.c.id, _SIZE)
         .where(
             predictions.c.id > after_id,
             predictions.c.id <= end_id,
@@ -159,9 +164,25 @@ def list_after(
     if wanted.station:
         instrument_ids = find_instrument_ids(connection, wanted.station, wanted.instrument)
         query = query.where(predictions.c.instrument_id.in_(instrument_ids))
-    rows = connection.execute(query).all()
-    seen_id = rows[-1].id if len(rows) == limit else max(end_id, after_id)
-    return [_to_message(row) for row in rows], seen_id, seen_id >= last_id
+    found = connection.execute(query).all()
+    page = [row_id for row_id, _ in found[: _fitting([size_bytes for _, size_bytes in found])]]
+    is_cut = len(found) == limit or len(page) < len(found)
+    seen_id = page[-1] if is_cut else max(end_id, after_id)
+    return _read(connection, page), seen_id, seen_id >= last_id
+
+
+_SIZE = func.length(predictions.c.content).label("size_bytes")
+
+
+def _fitting(sizes_bytes: Sequence[int]) -> int:
+    """How many of these contents, from the first on, go together; one at least, if there is one."""
+    ends = list(accumulate(sizes_bytes))
+    return max(bisect_right(ends, PAGE_BYTES_MAX), min(1, len(ends)))
+
+
+def _read(connection: Connection, ids: Sequence[int]) -> list[prediction_pb2.Prediction]:
+    rows = {row.id: row for row in connection.execute(_select().where(predictions.c.id.in_(ids)))}
+    return [_to_message(rows[each]) for each in ids]
 
 
 def last_prediction_id(connection: Connection) -> int:
@@ -212,7 +233,10 @@ def _versions(connection: Connection, wanted: PredictionFilter) -> list[int]:
 def _served_versions(connection: Connection, wanted: PredictionFilter) -> list[int]:
     if wanted.model_version:  # who names a version gets it, a shadow too
         return _versions(connection, wanted)
-    query = select(model_versions.c.id).where(model_versions.c.first_active_unix_nanos.is_not(None))
+    # Once active, and no shadow now: what it says as a shadow is nobody's answer.
+    query = select(model_versions.c.id).where(
+        model_versions.c.first_active_unix_nanos.is_not(None), model_versions.c.state != ModelState.SHADOW
+    )
     if wanted.analysis:
         query = query.where(model_versions.c.analysis == wanted.analysis)
     return list(connection.scalars(query))

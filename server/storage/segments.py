@@ -1,4 +1,4 @@
-"""Where payloads lie, and what writing and reading them means; by URL, a folder or an object store.
+"""Where payloads lie, and what writing and reading them means, in whatever store.
 
 A record is the bytes of one fieldpost.v1.Observation; where it lies (segment, offset, length) stands in the database.
 Bytes that no row points to (a crash between append and commit) are harmless. Knows neither files nor networks.
@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
 
 from fieldpost.errors import InvalidRequestError
-
-OBJECT_SCHEMES = ("s3", "gs", "az")
 
 
 class Place(NamedTuple):
@@ -70,28 +67,3 @@ class SegmentReader(Protocol):
 
     def close(self) -> None:
         """Ends reading."""
-
-
-def open_segments(url: str | Path) -> tuple[SegmentWriter, SegmentReader]:
-    """Opens the payload store.
-
-    Args:
-        url: A folder (also file:///folder), or an object store: s3://bucket/prefix, gs://… or az://…
-
-    Raises:
-        InvalidRequestError: It is none of these.
-    """
-    scheme = urlsplit(url).scheme if isinstance(url, str) and "://" in url else ""
-    if scheme in OBJECT_SCHEMES:
-        from server.storage.segment_objects import open_objects  # its library is large, and few need it
-
-        return open_objects(str(url))
-    if scheme not in ("", "file"):
-        raise InvalidRequestError(
-            f"expected a folder, s3://, gs:// or az:// for the segments, but got {scheme}://",
-            hint="name a folder, or an object store as s3://bucket/prefix",
-        )
-    from server.storage.segment_folder import FolderReader, FolderWriter
-
-    folder = Path(unquote(urlsplit(str(url)).path)) if scheme else Path(url)
-    return FolderWriter(folder), FolderReader(folder)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fieldpost.errors import TryAgainError
 from server.storage.database import connect_reader, connect_writer, migrate, open_engine
-from server.storage.segments import open_segments
+from server.storage.segment_url import open_segments
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One life of a worker process on this machine: started, written to, read from, killed. Knows no jobs and no models.
 
 Three threads stand between the process and whoever owns it: one writes, one reads, one listens to what the process
-says on stderr. So a process that hangs hangs nobody else.
+prints. So a process that hangs hangs nobody else.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class WorkerProcess:
                     [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid()), *options],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
+                    stdout=subprocess.PIPE,  # not ours: a log that anybody may write to is no log
+                    stderr=subprocess.STDOUT,
                     env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
                     start_new_session=True,
                 )
@@ -98,8 +99,8 @@ class WorkerProcess:
                 raise
         self._last_lines: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._outbox: queue.SimpleQueue[Sequence[Buffer] | None] = queue.SimpleQueue()
-        assert self._process.stderr is not None
-        self._listener = self._start_thread("worker-stderr", self._listen, self._process.stderr)
+        assert self._process.stdout is not None
+        self._listener = self._start_thread("worker-output", self._listen, self._process.stdout)
         self._writer = self._start_thread("worker-writer", self._write)
         self._reader = self._start_thread("worker-reader", self._read)
 
@@ -155,7 +156,7 @@ class WorkerProcess:
             status = self._wait_s(0.0 if said else 1.0)
             self._outbox.put(None)
             self._writer.join()
-            self._listener.join(timeout=1.0)  # a grandchild may hold stderr open
+            self._listener.join(timeout=1.0)  # a grandchild may hold it open
             self._connection.close()
             self._on_end(said or _in_words(status, list(self._last_lines)))
 
@@ -166,15 +167,15 @@ class WorkerProcess:
             self._process.kill()
             return self._process.wait()
 
-    def _listen(self, stderr: IO[bytes]) -> None:
-        with stderr:
+    def _listen(self, output: IO[bytes]) -> None:
+        with output:
             logged = 0
-            while line := stderr.readline(STDERR_LINE_CHARACTERS_MAX):
+            while line := output.readline(STDERR_LINE_CHARACTERS_MAX):
                 text = line.decode("utf-8", "replace").rstrip()
                 self._last_lines.append(text)
                 logged += 1
                 if logged <= STDERR_LINES_LOGGED_MAX:
-                    logger.info("worker wrote to stderr", extra={"process_id": self._process.pid, "line": text})
+                    logger.info("worker wrote", extra={"process_id": self._process.pid, "line": text})
 
 
 def _names(spec: WorkerSpec) -> Iterable[str]:

@@ -25,6 +25,8 @@ ANSWER_BYTES_MAX = 256 * 1024 * 1024
 """A larger answer is none: so much a worker of ours never says, and a strange one must not fill the server's memory."""
 JOIN_BYTES_MAX = 4 * 1024 * 1024
 """Frames up to this size go out in one call; copying them costs less than waking the other side for each part."""
+ANSWER_HEADER_BYTES_MAX = 16 * 1024 * 1024
+"""Of JSON, which takes many times its length once it is read."""
 TEXT_CHARACTERS_MAX = 4000
 _LENGTHS = struct.Struct("<QQ")
 
@@ -104,6 +106,8 @@ def read_frame(connection: socket.socket, bytes_max: int | None = None) -> Frame
     header_bytes, body_bytes = _LENGTHS.unpack(lengths)
     if bytes_max is not None and header_bytes + body_bytes > bytes_max:
         raise BrokenStateError(f"expected a frame of at most {bytes_max} bytes, but got {header_bytes + body_bytes}")
+    if bytes_max is not None and header_bytes > ANSWER_HEADER_BYTES_MAX:
+        raise BrokenStateError(f"expected a header of at most {ANSWER_HEADER_BYTES_MAX} bytes, but got {header_bytes}")
     content = memoryview(bytearray(header_bytes + body_bytes))
     if len(content) and not _receive_all(connection, content):
         raise BrokenStateError(f"expected {len(content)} bytes more, but the pipe ended")
@@ -180,12 +184,12 @@ def decode_answer(frame: Frame) -> Answer:
     try:
         told = json.loads(bytes(frame.header))
         if "ready" in told:
-            return Ready(str(told["ready"]["device"]), tuple(map(str, told["ready"]["confinements"])))
+            return Ready(_text(told["ready"]["device"]), tuple(map(_text, told["ready"]["confinements"])))
         if "loaded" in told:
             analysis, version, failure = told["loaded"]
-            return Loaded(ModelKey(str(analysis), int(version)), str(failure))
+            return Loaded(ModelKey(_text(analysis), int(version)), _text(failure))
         return _decode_done(told, frame.body)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise BrokenStateError(f"expected an answer of a worker, but got something else: {error!r}") from error
 
 

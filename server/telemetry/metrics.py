@@ -170,7 +170,7 @@ def metrics_page() -> str:
         [
             "# The server's metrics",
             "",
-            "Made from `server/operation/metrics.py` (`make docs`). Prometheus finds them at",
+            "Made from `server/telemetry/metrics.py` (`make docs`). Prometheus finds them at",
             "`http://<metrics_address>/metrics`, with those of every process (`process_…`) beside them. A station has",
             "metrics of its own (docs/station.md).",
             "",

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fieldpost.v1 import observation_pb2 as pb
-from server.operation.metrics import Durations
-from server.operation.tracing import Identity, Tracer
+from server.telemetry.metrics import Durations
+from server.telemetry.tracing import Identity, Tracer
 
 
 @dataclass(frozen=True, slots=True)
