@@ -60,7 +60,7 @@ def check_bundle(bundle: pb.Bundle, payload_bytes_max: int) -> CheckedBundle:
     first = bundle.observations[0].header
     station, epoch = check_name("station", first.station), check_epoch(first.epoch)
     checked = CheckedBundle(station, epoch, [], [])
-    plausible = []
+    plausible: list[pb.Observation] = []
     unpacked_bytes = 0
     for observation in bundle.observations:
         header = observation.header
