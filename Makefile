@@ -47,11 +47,13 @@ bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
 bench-peers: ## install mosec, LitServe, Ray Serve, Triton and BentoML beside us, to be measured (830 MB)
 	@sh deploy/bench-peers/install.sh $(PYTHON)
 
-chaos: $(READY) mosquitto postgresql ## kill -9 under load, every step of a station killed, a long outage, a million odd inputs
+chaos: $(READY) mosquitto postgresql ## kill -9 under load, every step of station and server killed, a long outage, odd inputs
 	@PYTHONPATH=tests $(BIN)/python -m chaos.campaign --seconds 120
 	@PYTHONPATH=tests $(BIN)/python -m chaos.outage --count 100000
 	@PYTHONPATH=tests $(BIN)/python -m faults.every_step
+	@PYTHONPATH=tests $(BIN)/python -m faults.server_steps
 	@PYTHONPATH=tests $(BIN)/python -m chaos.fuzz --count 1000000
+	@PYTHONPATH=tests $(BIN)/python -m chaos.api_fuzz --count 100000
 
 mosquitto:
 	@sh deploy/mosquitto/install.sh
