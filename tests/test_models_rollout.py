@@ -160,9 +160,10 @@ def test_a_version_that_fails_after_its_activation_is_rolled_back_once(tmp_path:
     async def play() -> None:
         store = open_store(tmp_path)
         desk = ModelDesk(store, ModelFiles(tmp_path / "models"), changed=Broadcast(), limits=TrialLimits(measure_s=0.0))
-        await _two_versions(desk)
         work = Workload({_key(1): SeenCounts(1000, 1), _key(2): SeenCounts(0, 500)})
         rollback = Rollback(store, desk, work)
+        await rollback.look()
+        await _two_versions(desk)
         assert await rollback.look() == [], "what it failed on before it became active does not count"
         work.counts[_key(2)].predicted += 100
         assert await rollback.look() == []
@@ -179,15 +180,31 @@ def test_a_version_that_fails_after_its_activation_is_rolled_back_once(tmp_path:
     asyncio.run(play())
 
 
+def test_what_a_version_failed_on_before_anybody_looked_counts(tmp_path: Path) -> None:
+    async def play() -> None:
+        store = open_store(tmp_path)
+        desk = ModelDesk(store, ModelFiles(tmp_path / "models"), changed=Broadcast(), limits=TrialLimits(measure_s=0.0))
+        work = Workload({_key(1): SeenCounts(1000, 1)})
+        rollback = Rollback(store, desk, work)
+        await rollback.look()
+        await _two_versions(desk)
+        work.counts[_key(2)] = SeenCounts(0, 70)  # a backlog goes by in a second
+        assert await rollback.look() == [_key(2)]
+        store.close()
+
+    asyncio.run(play())
+
+
 def test_payloads_of_callers_that_a_version_refuses_do_not_roll_it_back_but_workers_that_it_kills_do(
     tmp_path: Path,
 ) -> None:
     async def play() -> None:
         store = open_store(tmp_path)
         desk = ModelDesk(store, ModelFiles(tmp_path / "models"), changed=Broadcast(), limits=TrialLimits(measure_s=0.0))
-        await _two_versions(desk)
         seen = SeenCounts(deaths_in_a_row=9)  # of when it was a shadow
         rollback = Rollback(store, desk, Workload({_key(1): SeenCounts(1000, 1), _key(2): seen}))
+        await rollback.look()
+        await _two_versions(desk)
         assert await rollback.look() == []
         seen.predicted, seen.failed, seen.refused_callers = 10, 500, 500
         assert await rollback.look() == []

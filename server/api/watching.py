@@ -57,4 +57,6 @@ async def watch(
             yield page, seen_id
         if is_all:
             with suppress(TimeoutError):
-                await asyncio.wait_for(told, LOOK_AGAIN_S)
+                # wait_for would forget a cancellation that comes together with the news
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await told

@@ -215,7 +215,8 @@ class Ingest:
         for future, outcome in zip(group.futures, done.result(), strict=True):
             future.set_result(outcome.receipt)
         if self._observer is not None:
-            self._observer.note_stored((each.sound for each in group.bundles), group.arrivals_unix_nanos)
+            new = (_new_of(*each) for each in zip(group.bundles, done.result(), strict=True))
+            self._observer.note_stored(new, group.arrivals_unix_nanos)
 
     def _count(self, bundle: CheckedBundle, outcome: BundleOutcome) -> None:
         for instrument, now in outcome.counts.items():
@@ -245,3 +246,11 @@ class Ingest:
                         "refused_count": total,
                     },
                 )
+
+
+def _new_of(bundle: CheckedBundle, outcome: BundleOutcome) -> list[pb.Observation]:
+    """The observations of a bundle that were stored; none where some of it was held already, since it is a resend."""
+    if outcome.receipt.duplicate_count:
+        return []
+    refused = {each.sequence for each in outcome.receipt.rejections}
+    return [each for each in bundle.sound if each.header.sequence not in refused]

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOOK_AGAIN_S = 10.0
 WATCHED_S = 3600.0
+NOTHING = (0, 0, 0)
 
 
 class Counts(Protocol):
@@ -84,7 +85,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What a version had done already when its watch began."""
+    """What a version had done already at the last look before it became active."""
 
     event_id: int
     predicted: int
@@ -101,6 +102,8 @@ class Rollback:
         self._store, self._desk, self._work, self._now = store, desk, work, now_unix_nanos
         self._starts: dict[ModelKey, _Start] = {}
         self._costs: dict[ModelKey, float] = {}
+        self._seen: dict[ModelKey, tuple[int, int, int]] = {}
+        """What each version had done at the last look; before the first look nobody had done anything."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -120,10 +123,11 @@ class Rollback:
         watched = {each.card.key for each in fresh_versions}
         self._starts = {key: start for key, start in self._starts.items() if key in watched}
         gone = []
-        for fresh in fresh_versions:
-            decision = decide(
-                self._conduct_since_active(fresh), await self._conduct_before(fresh.before), _promised(fresh.card)
-            )
+        seen = {key: _done(counts) for key, counts in self._work.model_counts.items()}
+        conducts = [(fresh, self._conduct_since_active(fresh, seen)) for fresh in fresh_versions]
+        self._seen = seen
+        for fresh, conduct in conducts:
+            decision = decide(conduct, await self._conduct_before(fresh.before), _promised(fresh.card))
             if decision.is_rollback:
                 logger.warning("model does badly", extra={"model": str(fresh.card.key), "reason": decision.reason})
                 analysis, version = key = fresh.card.key
@@ -131,13 +135,12 @@ class Rollback:
                 gone.append(key)
         return gone
 
-    def _conduct_since_active(self, fresh: FreshVersion) -> Conduct:
+    def _conduct_since_active(self, fresh: FreshVersion, seen: Mapping[ModelKey, tuple[int, int, int]]) -> Conduct:
         key = fresh.card.key
-        counts = self._work.model_counts.get(key)
-        predicted, failed, deaths = (counts.predicted, _faults(counts), counts.deaths_in_a_row) if counts else (0, 0, 0)
+        predicted, failed, deaths = seen.get(key, NOTHING)
         start = self._starts.get(key)
         if start is None or start.event_id != fresh.event_id:
-            start = self._starts[key] = _Start(fresh.event_id, predicted, failed, deaths)
+            start = self._starts[key] = _Start(fresh.event_id, *self._seen.get(key, NOTHING))
         return Conduct(
             predicted - start.predicted,
             failed - start.failed,
@@ -164,6 +167,10 @@ class Rollback:
 
 def _faults(counts: Counts) -> int:
     return counts.failed - counts.refused_callers
+
+
+def _done(counts: Counts) -> tuple[int, int, int]:
+    return counts.predicted, _faults(counts), counts.deaths_in_a_row
 
 
 def _promised(card: ModelCard) -> float:

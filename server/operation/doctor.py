@@ -147,14 +147,17 @@ def _judge_durability(connection: Connection) -> Iterator[Finding]:
 
 
 def _judge_stations(connection: Connection, now_unix_s: float) -> Iterator[Finding]:
-    rows = connection.execute(select(stations.c.name, stations.c.status_unix_nanos).order_by(stations.c.name)).all()
+    measured = func.max(instruments.c.last_measure_unix_nanos)  # what sends over gRPC has no status
+    of_a_station = instruments.c.station_id == stations.c.id
+    query = select(stations.c.name, stations.c.status_unix_nanos, measured).outerjoin(instruments, of_a_station)
+    rows = connection.execute(query.group_by(stations.c.id).order_by(stations.c.name)).all()
     instrument_count = connection.scalar(select(func.count()).select_from(instruments)) or 0
     if not rows:
         hint = "write a registry (docs/server.md), then: fieldpost-server register stations.toml"
         yield Finding("WARN", "stations", "none is registered: all observations will be refused", hint)
         return
     yield Finding("OK", "stations", f"{count(len(rows), 'station')}, {count(instrument_count, 'instrument')}")
-    silent = [each.name for each in rows if now_unix_s - (each.status_unix_nanos or 0) / 1e9 > SILENT_STATION_S]
+    silent = [name for name, *heard in rows if now_unix_s - max(each or 0 for each in heard) / 1e9 > SILENT_STATION_S]
     if silent:
         some = ", ".join(silent[:5]) + (" and more" if len(silent) > 5 else "")
         hint = "look at them: fieldpost-agent check at the station"

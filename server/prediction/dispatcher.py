@@ -29,6 +29,7 @@ from server.prediction.answer_order import AnswerOrder
 from server.prediction.pending import (
     PendingObservation,
     Span,
+    find_live_mark,
     find_pending,
     last_observation_id,
     load_item,
@@ -76,7 +77,7 @@ class _Stream:
     Attributes:
         is_live: Which.
         priority: What its observations yield to.
-        mark_id: The last observation that is no live one, however fresh.
+        mark_id: The last observation that is no live one, however fresh it was.
         cursor: Everything of this stream up to this observation was dispatched.
         in_flight: Bytes by observation of what is not stored yet.
         order: Of their answers.
@@ -189,7 +190,11 @@ class Dispatcher:
 
     def _read_marks(self) -> tuple[int, int]:
         with self._store.read() as connection:
-            return last_observation_id(connection), read_settled(connection, self._card.row_id)
+            return find_live_mark(connection, time.time_ns()), read_settled(connection, self._card.row_id)
+
+    def _read_settled(self) -> int:
+        with self._store.read() as connection:
+            return read_settled(connection, self._card.row_id)
 
     async def _dispatch(self, stream: _Stream) -> None:
         while True:
@@ -216,7 +221,9 @@ class Dispatcher:
                     await stream.has_room.wait()
                 if found.is_all:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(told, LOOK_AGAIN_S)
+                        # wait_for would forget a cancellation that comes together with the news
+                        async with asyncio.timeout(LOOK_AGAIN_S):
+                            await told
                     if not stream.is_live:
                         await asyncio.sleep(BACKLOG_WAIT_S)
 
@@ -336,7 +343,7 @@ class Dispatcher:
     async def _settle(self) -> bool:
         """Moves the mark in the database, or follows it where somebody has set it back; returns whether it lags."""
         live, backlog, card = self._live, self._backlog, self._card
-        before, there = self._settled_id, await asyncio.to_thread(lambda: self._read_marks()[1])
+        before, there = self._settled_id, await asyncio.to_thread(self._read_settled)
         if there < before:
             self._look_again(there)
         self._settled_id = there

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, selec
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
+from server.ingest.ledger import LIVE_AGE_NANOS
 from server.models.card import ModelCard
 from server.storage.segments import Place
 from server.storage.tables import instruments, model_versions, observations, predictions, segments, stations
@@ -123,6 +124,22 @@ def _is_meant(card: ModelCard) -> ColumnElement[bool]:
             or_(stations.c.name.in_(restriction.stations), full_name.in_(restriction.instruments))
         )
     return query.correlate(observations).exists()
+
+
+def find_live_mark(connection: Connection, now_unix_nanos: int) -> int:
+    """The last observation before those that are fresh still.
+
+    They are live after a restart, too: as backlog they would be overtaken by what their instruments measure next.
+    """
+    last_id = last_observation_id(connection)
+    first_id = connection.scalar(
+        select(func.min(observations.c.id)).where(
+            observations.c.id > last_id - SCAN_IDS_MAX,
+            observations.c.is_live,
+            observations.c.capture_unix_nanos > now_unix_nanos - LIVE_AGE_NANOS,
+        )
+    )
+    return last_id if first_id is None else first_id - 1
 
 
 def last_observation_id(connection: Connection) -> int:

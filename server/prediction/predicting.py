@@ -126,7 +126,9 @@ class Predicting:
                 except FieldpostError as error:  # what runs goes on
                     logger.error("models not looked up", extra={"error": str(error)})
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(told, LOOK_AGAIN_S)
+                    # wait_for would forget a cancellation that comes together with the news
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await told
         finally:
             tasks = [each.task for each in self._at_work.values()] + [each.loading for each in self._asked.values()]
             await _end(*tasks)
