@@ -12,6 +12,7 @@ from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
 from server.ingest.ledger import LIVE_AGE_NANOS
 from server.models.card import ModelCard
+from server.storage.database import by_index
 from server.storage.segments import Place
 from server.storage.tables import instruments, model_versions, observations, predictions, segments, stations
 from server.telemetry.tracing import Identity
@@ -192,7 +193,8 @@ def move_settled(connection: Connection, card: ModelCard, *, expected: int, sett
         Up to where nothing waits; None where somebody moved the mark, or restricted the model version, meanwhile.
     """
     waiting = _is_waiting(card, expected, settled)
-    first_id = connection.scalar(select(observations.c.id).where(*waiting).order_by(observations.c.id).limit(1))
+    with by_index(connection):
+        first_id = connection.scalar(select(observations.c.id).where(*waiting).order_by(observations.c.id).limit(1))
     reached = settled if first_id is None else first_id - 1
     here = (
         model_versions.c.id == card.row_id,

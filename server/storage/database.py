@@ -7,6 +7,8 @@ Knows nothing of what is kept in the tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,21 @@ def connect_writer(engine: Engine) -> Connection:
     connection = engine.connect()
     if engine.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET idle_in_transaction_session_timeout = '{STUCK_WRITER_S}s'")
+        # Foreign keys into small tables are checked by reading them, which is cheaper than their index.
+        connection.exec_driver_sql("SET enable_seqscan = on")
         connection.commit()
     return connection.execution_options(is_writer=True)
+
+
+@contextmanager
+def by_index(connection: Connection) -> Iterator[None]:
+    """What a writer asks inside goes by our indexes, as all that readers ask does; only PostgreSQL needs to be told."""
+    is_told = connection.dialect.name == "postgresql"
+    if is_told:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    yield
+    if is_told:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = on")
 
 
 def libpq_url(database_url: str) -> str | None:
