@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Insert, Row, Select, Table, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fieldpost.errors import InvalidRequestError
-from fieldpost.v1 import inference_service_pb2, prediction_pb2
+from fieldpost.v1 import prediction_pb2
 from server.analyses import AnalysisResult
 from server.models.card import ModelState
 from server.queries.pages import TimeSpan, make_token, next_positions, page_size, parse_token
@@ -71,19 +71,12 @@ class PredictionFilter:
 def encode_result(result: AnalysisResult) -> bytes:
     """The part of a prediction that its row keeps as bytes."""
     content = prediction_pb2.Prediction()
-    fill_result(content, result)
-    return content.SerializeToString()
-
-
-def fill_result(
-    message: prediction_pb2.Prediction | inference_service_pb2.PredictResult, result: AnalysisResult
-) -> None:
-    """Writes samples and variables into either message that has them."""
-    message.sample_unix_nanos.extend(result.sample_unix_nanos.tolist())
+    content.sample_unix_nanos.extend(result.sample_unix_nanos.tolist())
     for each in result.variables:
-        message.variables.add(
+        content.variables.add(
             name=each.name, unit=each.unit, values=each.values.tolist(), flag_meanings=each.flag_meanings
         )
+    return content.SerializeToString()
 
 
 def encode_failure(failure: str) -> bytes:
