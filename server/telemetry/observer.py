@@ -6,7 +6,7 @@ The parts tell it instants and nothing else; it returns at once and never fails 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fieldpost.v1 import observation_pb2 as pb
@@ -43,7 +43,7 @@ class Observer:
         self._durations = durations
         self._tracer = tracer
 
-    def note_stored(self, bundles: Iterable[Sequence[pb.Observation]], arrivals_unix_nanos: Iterable[int]) -> None:
+    def note_stored(self, bundles: Iterable[Iterable[pb.Observation]], arrivals_unix_nanos: Iterable[int]) -> None:
         """Bundles are on the disk; in the writer's thread, between two commits."""
         now = time.time_ns()
         for observations, arrival in zip(bundles, arrivals_unix_nanos, strict=True):

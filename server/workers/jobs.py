@@ -38,11 +38,6 @@ class ModelPackage:
     manifest: str = ""
     content: bytes = field(default=b"", repr=False)
 
-    @property
-    def is_built_in(self) -> bool:
-        """Whether the code of this checkout knows how to load it."""
-        return not self.manifest
-
 
 class WorkItem(NamedTuple):
     """One observation on its way to a worker, its payload as it was stored."""
