@@ -5,7 +5,11 @@ A folder `server/analyses/<name>/` is an analysis when its package has a functio
     def load(version: int) -> Analysis: ...
 
 and a tuple VERSIONS of the versions that it can load. Loading happens in the worker process, and there alone: the
-server itself never imports torch.
+server itself never imports torch. Where some of its versions remember (FollowingAnalysis), the package also has
+
+    def course_start(version: int, measure_unix_nanos: int, longitude_deg: float | None) -> int | None: ...
+
+which tells the start of the course that an instant belongs to, or None where that version does not remember.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +35,15 @@ class AnalysisInput(NamedTuple):
         measure_unix_nanos: When it was measured, or captured where only the payload knows better.
         calibration: Factor from the registry that turns the instrument's signal into attenuated backscatter; None
             where the instrument's own is to be used.
+        latitude_deg: From the registry; None where it does not know, as with longitude_deg.
     """
 
     payload: bytes
     instrument_model: str
     measure_unix_nanos: int
     calibration: float | None = None
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
 
 
 class AnalysisVariable(NamedTuple):
@@ -84,6 +91,44 @@ class Analysis(Protocol):
         An observation whose payload cannot be decoded gets its InvalidObservationError in its place; the others are
         not disturbed.
         """
+        ...
+
+
+class Stretch(NamedTuple):
+    """Observations of one instrument that follow each other, and what was known before them.
+
+    Attributes:
+        state: What the analysis gave back with the stretch before; empty at the start of a course.
+        observations: By measure time; never those of two courses.
+    """
+
+    state: bytes
+    observations: Sequence[AnalysisInput]
+
+
+class Followed(NamedTuple):
+    """What an analysis says about a stretch.
+
+    Attributes:
+        results: For each observation, in order, as predict gives them.
+        state: What it knows after the last of them; it means something to the same model version only.
+    """
+
+    results: list[AnalysisResult | Exception]
+    state: bytes
+
+
+@runtime_checkable
+class FollowingAnalysis(Protocol):
+    """A model version that remembers: what it says of an observation depends on those of its course before it.
+
+    A course is a span of an instrument's measure time, as its package's `course_start` cuts it. Memory begins anew
+    with each, so that a result is a function of the course's observations up to it and of nothing else. follow is a
+    fold: however a course is cut into stretches, the results are the same.
+    """
+
+    def follow(self, stretches: Sequence[Stretch]) -> list[Followed]:
+        """Answers for stretches of several instruments, in order."""
         ...
 
 
