@@ -149,7 +149,7 @@ def test_odd_and_even_numbers_of_samples_are_read(gate_count: int) -> None:
 def test_the_resolutions_of_the_cl31_are_read(gate_m: int, gate_count: int) -> None:
     lines = TELEGRAM.split(b"\r\n")
     lines[0] = b"\x01CL010121\x02"
-    lines[3] = lines[3][:6] + b"%02d %04d" % (gate_m, gate_count) + lines[3][13:]
+    lines[3] = lines[3][:6] + b"%02d %04d" % (gate_m, gate_count) + lines[3][13:26] + b"01" + lines[3][28:]
     lines[4] = lines[4][: 5 * gate_count]
     profiles = decode(as_input(with_checksum(b"\r\n".join(lines)), "cl31"))
     assert profiles.beta.shape == (1, gate_count)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_agent.quick_look.profile_input import InputGrid, to_input
 from fieldpost.simulation import Atmosphere
-from fieldpost.simulation.atmosphere import CLOUD_BACKSCATTER, CLOUD_LIDAR_RATIO_SR, CLOUD_MULTIPLE_SCATTERING
+from fieldpost.simulation.profile import CLOUD_LIDAR_RATIO_SR, CLOUD_MULTIPLE_SCATTERING
 from fieldpost.telegrams import Profiles
 
 INSTRUMENTS = (
@@ -27,6 +27,8 @@ INSTRUMENTS = (
 NOISE_OF_10_M = (1.5e-14, 4e-13)
 """Of one gate of 10 m before range correction, m-3 sr-1: real CL51 have 3e-14 to 7e-14, real CL31 9e-14 to 3.6e-13."""
 NEIGHBOUR_WEIGHT = 0.4
+CLOUD_BACKSCATTER = 4e-4
+"""Of stratus, m-1 sr-1: what the shipped network was trained with."""
 CALIBRATION_SPREAD = 0.5
 """Standard deviation of the logarithm of a factor: of what an uncalibrated instrument says, and of air that is cleaner
 or hazier than the simulator's. With 0.7 the model was worse everywhere else, and real clear air no better."""

@@ -1,100 +1,204 @@
-"""What each simulated day is like, and the slow waves that keep two hours of it from being alike.
+"""What the layers of each simulated day are like: draws its numbers from the ranges of a climate, the sun given.
 
-Knows no profiles: it draws numbers, the same ones for the same (seed, day), in whatever order days are asked for.
+Knows no profiles and no clouds. The same numbers come for the same (seed, site, day), in whatever order days are
+asked for. A day runs from midnight to midnight of mean solar time; its hours may pass 24 or fall below 0.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-WAVE_COUNT = 5
-"""Sines in one wave; five with unrelated periods do not repeat within a month."""
+from fieldpost.simulation.climate import Climate, Range
+from fieldpost.sun import DAY_S, solar_elevation_deg
+
+SECONDS_PER_DEGREE = 240.0
+SHORTEST_HALF_DAY_H, LONGEST_HALF_DAY_H = 2.2, 10.0
+"""Near the polar circles the layer's day is kept within these, from sunrise to noon."""
+HIGH_SUN = 0.9
+"""Sine of the noon elevation from which on the season takes nothing away."""
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    """The numbers of one UTC day.
+class Site:
+    """Where the instrument stands.
 
     Attributes:
-        maximum_height_m: Afternoon height of the mixing layer: 900 to 2100 m, fair weather over land in mid-latitudes.
-        growth_hour: When the morning growth is half done, UTC hours.
-        stable_depth_m: Depth of the stable layer in the night that begins on this day.
-        mixed_backscatter: Aerosol backscatter of the afternoon mixing layer at 910 nm, m-1 sr-1: log-normal about
-            1.2e-6, clean to hazy continental air.
-        surface_excess: What the surface has added to the stable layer by the end of the night, as a share of
-            mixed_backscatter.
-        residual_share: What is left of the mixing layer's aerosol in the residual layer, as a share.
-        entrainment_share: Standard deviation of the erf-shaped top, as a share of the mixing height.
-        free_backscatter: Aerosol backscatter at the bottom of the free troposphere, m-1 sr-1.
-        cloud_cover: Share of midday and afternoon under cumulus; 0 on more than half of the days.
-        lofted_height_m: Centre of a lofted aerosol layer.
-        lofted_backscatter: Its backscatter, m-1 sr-1; 0 on three days of four.
-        lofted_hour: When it passes, UTC hours.
+        latitude_deg: North is positive.
+        longitude_deg: East is positive.
+        backscatter_median: Of the mixing layer's aerosol, m-1 sr-1: clean and hazy places.
     """
 
+    latitude_deg: float
+    longitude_deg: float
+    backscatter_median: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDay:
+    """The numbers of one day's layers; hours are mean solar time, shares as in Climate.
+
+    Attributes:
+        sunrise_h, sunset_h: When the sun passes the horizon.
+        maximum_height_m: Afternoon height of the mixing layer.
+        onset_h, break_h, risen_h, settled_h: When growth begins, when the stable layer is eroded, when the fast growth
+            ends, when all growth ends.
+        collapse_start_h, collapse_end_h: The evening collapse; the surface heating ends when it starts.
+        heating_decay_h: In what time turbulence falls to 1/e then.
+        stable_depth_m: Depth of the stable layer at the end of the night that begins on this day.
+        stable_top_share, entrainment_share: Standard deviation of the tops, as shares of the height.
+        second_step_ratio, second_step: Height of a second step over that of the stable layer; its share of the excess.
+        surface_excess: What the surface has added to the stable layer by the end of the night, as a share of
+            mixed_backscatter.
+        residual_share: What is left of the mixing layer's aerosol in the residual layer by then.
+        residual_step_ratio, residual_step: Height of a step in the residual layer over its top; relative change there.
+        sinking_m_per_h: Subsidence.
+        thermal_share, night_wave_share, plume_share, strata_share: Strengths of the fluctuations.
+        mixed_backscatter, free_backscatter: Aerosol backscatter of the mixing layer and at the bottom of the free
+            troposphere, m-1 sr-1.
+        humidity_gain: Relative increase from the ground to the top by day.
+    """
+
+    sunrise_h: float
+    sunset_h: float
     maximum_height_m: float
-    growth_hour: float
+    onset_h: float
+    break_h: float
+    risen_h: float
+    settled_h: float
+    collapse_start_h: float
+    collapse_end_h: float
+    heating_decay_h: float
     stable_depth_m: float
-    mixed_backscatter: float
+    stable_top_share: float
+    entrainment_share: float
+    second_step_ratio: float
+    second_step: float
     surface_excess: float
     residual_share: float
-    entrainment_share: float
+    residual_step_ratio: float
+    residual_step: float
+    sinking_m_per_h: float
+    thermal_share: float
+    night_wave_share: float
+    plume_share: float
+    strata_share: float
+    mixed_backscatter: float
     free_backscatter: float
-    cloud_cover: float
-    lofted_height_m: float
-    lofted_backscatter: float
-    lofted_hour: float
+    humidity_gain: float
 
 
-@lru_cache(maxsize=1024)
-def draw_day(seed: int, day: int) -> Day:
-    """Draws the numbers of a day; day counts from 1970-01-01 and may be negative."""
-    random = np.random.default_rng([seed, day + 1_000_000])
-    return Day(
-        maximum_height_m=random.uniform(900, 2100),
-        growth_hour=random.uniform(9.5, 11.5),
-        stable_depth_m=random.uniform(110, 260),
-        mixed_backscatter=1.2e-6 * np.exp(random.normal(0, 0.4)),
-        surface_excess=random.uniform(0.4, 1.4),
-        residual_share=random.uniform(0.5, 0.85),
-        entrainment_share=random.uniform(0.03, 0.07),
-        free_backscatter=random.uniform(3e-8, 1.2e-7),
-        cloud_cover=random.uniform(0.15, 0.7) if random.random() < 0.45 else 0.0,
-        lofted_height_m=random.uniform(2500, 4500),
-        lofted_backscatter=random.uniform(2e-7, 9e-7) if random.random() < 0.25 else 0.0,
-        lofted_hour=random.uniform(3, 21),
+def draw_site(seed: int, climate: Climate) -> Site:
+    """Draws a site."""
+    random = np.random.default_rng([seed, 2])
+    latitude = random.uniform(*climate.latitude_deg) * (-1 if random.random() < climate.southern_share else 1)
+    return Site(latitude, random.uniform(*climate.longitude_deg), log_uniform(random, climate.mixed_backscatter))
+
+
+def draw_layers(seed: int, climate: Climate, site: Site, day: int) -> LayerDay:
+    """Draws the layers of a day; day counts from 1970-01-01 and may be negative."""
+    random = np.random.default_rng([seed, 3, day + 1_000_000])
+    sunrise_h, sunset_h, _ = sun_of_day(site, day)
+    half_day_h = (sunset_h - sunrise_h) / 2
+    collapse_h = sunset_h + random.uniform(*climate.collapse_h)
+    width_h = random.uniform(*climate.collapse_width_h)
+    collapse_start_h = max(collapse_h - 2 * width_h, sunrise_h + 0.75 * half_day_h)
+    lengths = [random.uniform(*r) for r in (climate.onset, climate.erosion, climate.rise, climate.settling)]
+    # a short day leaves no time for slow growth: all of it is over before the collapse starts
+    hours_a_share = min(half_day_h, (collapse_start_h - 0.2 - sunrise_h) / sum(lengths))
+    onset_h, break_h, risen_h, settled_h = sunrise_h + hours_a_share * np.cumsum(lengths)
+    maximum_m = maximum_height_m(seed, climate, site, day)
+    deepest_m = 0.7 * min(maximum_m, maximum_height_m(seed, climate, site, day + 1))
+    load = _persistent_normal(seed, day, 4)
+    has_second = random.random() < climate.second_step_share
+    has_step = random.random() < climate.residual_step_share
+    return LayerDay(
+        sunrise_h=sunrise_h,
+        sunset_h=sunset_h,
+        maximum_height_m=maximum_m,
+        onset_h=onset_h,
+        break_h=break_h,
+        risen_h=risen_h,
+        settled_h=settled_h,
+        collapse_start_h=collapse_start_h,
+        collapse_end_h=collapse_start_h + 4 * width_h,
+        heating_decay_h=random.uniform(*climate.heating_decay_h),
+        stable_depth_m=min(random.uniform(*climate.stable_depth_m), deepest_m),
+        stable_top_share=random.uniform(*climate.stable_top_share),
+        entrainment_share=random.uniform(*climate.entrainment_share),
+        second_step_ratio=random.uniform(0.35, 2.2),
+        second_step=random.uniform(0.15, 0.5) * has_second,
+        surface_excess=random.uniform(*climate.surface_excess),
+        residual_share=random.uniform(*climate.residual_share),
+        residual_step_ratio=random.uniform(0.35, 0.85),
+        residual_step=random.uniform(-0.4, 0.3) * has_step,
+        sinking_m_per_h=random.uniform(*climate.sinking_m_per_h),
+        thermal_share=random.uniform(*climate.thermal_share),
+        night_wave_share=random.uniform(*climate.night_wave_share),
+        plume_share=random.uniform(*climate.plume_share),
+        strata_share=random.uniform(*climate.strata_share),
+        mixed_backscatter=site.backscatter_median * math.exp(climate.mixed_log_spread * load),
+        free_backscatter=log_uniform(random, climate.free_backscatter),
+        humidity_gain=random.uniform(*climate.humidity_gain),
     )
 
 
-@lru_cache(maxsize=64)
-def day_table(seed: int, days: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-    """The numbers of these days, as one array (days,) for each attribute of Day."""
-    drawn = [draw_day(seed, day) for day in days]
-    return {name: np.array([getattr(day, name) for day in drawn]) for name in Day.__slots__}
+def maximum_height_m(seed: int, climate: Climate, site: Site, day: int) -> float:
+    """Afternoon height of the mixing layer on a day: a draw, less what the season takes, or of a rarer kind of day."""
+    random = np.random.default_rng([seed, 5, day + 1_000_000])
+    kind, place = random.random(2)
+    if kind < climate.weak_share:
+        return _between(climate.weak_height_m, place)
+    if kind > 1 - climate.deep_share:
+        return _between(climate.deep_height_m, place)
+    sun = min(max(sun_of_day(site, day)[2], 0.0) / HIGH_SUN, 1.0)
+    quantile = 0.5 * (1 + math.erf(_persistent_normal(seed, day, 6) / math.sqrt(2)))
+    height_m = _between(climate.maximum_height_m, quantile) * (1 - climate.season_loss * (1 - sun))
+    return max(height_m, climate.maximum_height_m[0])
 
 
-class Waves:
-    """Smooth, reproducible fluctuations: each is a sum of sines with unrelated periods and phases drawn once.
+def sun_of_day(site: Site, day: int) -> tuple[float, float, float]:
+    """Sunrise and sunset in hours of mean solar time, and the sine of the noon elevation.
 
-    Args:
-        seed: The same seed gives the same waves.
-        periods_s: (waves,): the typical period of each wave; its sines have 0.6 to 1.7 times that.
+    The sun of fieldpost.sun, which leaves refraction out; the length of the day is kept within the limits above.
     """
+    hours = np.arange(0, 24.01, 0.1)
+    start_s = day * DAY_S - site.longitude_deg * SECONDS_PER_DEGREE
+    elevation = solar_elevation_deg(start_s + 3600 * hours, site.latitude_deg, site.longitude_deg)
+    noon = int(np.argmax(elevation))
+    rising, setting = elevation[noon::-1], elevation[noon:]
+    before_noon_h = _hours_until_below(rising)
+    after_noon_h = _hours_until_below(setting)
+    half_day_h = min(max((before_noon_h + after_noon_h) / 2, SHORTEST_HALF_DAY_H), LONGEST_HALF_DAY_H)
+    noon_h = float(hours[noon]) + (after_noon_h - before_noon_h) / 2
+    noon_h = min(max(noon_h, 11.6), 12.4)  # the equation of time, which a sun that never sets does not give
+    return noon_h - half_day_h, noon_h + half_day_h, float(np.sin(np.radians(elevation[noon])))
 
-    def __init__(self, seed: int, periods_s: tuple[float, ...]) -> None:
-        random = np.random.default_rng([seed, 0])
-        shape = (len(periods_s), WAVE_COUNT)
-        periods = np.array(periods_s)[:, None] * np.exp(random.uniform(-0.5, 0.5, shape))
-        self._omega = 2 * np.pi / periods
-        self._phase = random.uniform(0, 2 * np.pi, shape)
-        self._amplitude = np.sqrt(2 / WAVE_COUNT)
 
-    def __call__(self, unix_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The waves at these times: (waves, times), each with mean 0 and standard deviation 1."""
-        angle = self._omega[:, :, None] * unix_s + self._phase[:, :, None]
-        result: NDArray[np.float64] = self._amplitude * np.sin(angle).sum(axis=1)
-        return result
+def log_uniform(random: np.random.Generator, limits: Range) -> float:
+    """A number drawn evenly in the logarithm."""
+    return float(np.exp(random.uniform(math.log(limits[0]), math.log(limits[1]))))
+
+
+def _hours_until_below(elevation: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """How long an elevation that falls every 0.1 h stays above 0; 24 where it never falls below."""
+    below = np.flatnonzero(elevation < 0)
+    if not len(below):
+        return 24.0
+    index = int(below[0])
+    if index == 0:
+        return 0.0
+    above, under = float(elevation[index - 1]), float(elevation[index])
+    return 0.1 * (index - 1 + above / (above - under))
+
+
+def _persistent_normal(seed: int, day: int, stream: int) -> float:
+    """A standard normal number whose correlation with those of the neighbouring days is 0.5: weather persists."""
+    today, yesterday = (np.random.default_rng([seed, stream, d + 1_000_000]).standard_normal() for d in (day, day - 1))
+    return (today + yesterday) / math.sqrt(2)
+
+
+def _between(limits: Range, place: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * place
