@@ -39,6 +39,7 @@ def add(
     priority: Priority = LIVE,
     size_bytes: int = 1,
     now_s: float = 0.0,
+    observation_count: int = 1,
     arrival_s: float | None = None,
     deadline_s: float | None = None,
 ) -> list[Waiting[int]]:
@@ -50,6 +51,7 @@ def add(
             priority=priority,
             size_bytes=size_bytes,
             now_s=now_s,
+            observation_count=observation_count,
             arrival_s=arrival_s,
             deadline_s=deadline_s,
         )
@@ -99,6 +101,24 @@ def test_a_batch_is_bounded_by_bytes_but_a_larger_item_goes_alone() -> None:
     for value, size_bytes in ((1, 60), (2, 60), (3, 500)):
         add(policy, value, size_bytes=size_bytes)
     assert [take(policy) for _ in range(3)] == [[1], [2], [3]]
+
+
+def test_a_batch_is_bounded_by_observations_and_what_goes_together_is_not_parted() -> None:
+    policy = make_policy(count_max=4)
+    for value, count in enumerate([2, 2, 3, 1, 9, 1]):
+        add(policy, value, lane=str(value), observation_count=count)
+    assert [values(batch.items) for batch in take_all(policy)] == [[0, 1], [2, 3], [4], [5]]
+
+
+def test_what_goes_together_counts_for_its_deadline_with_all_its_observations() -> None:
+    policy = make_policy(cost=(0.0, 0.1))
+    add(policy, 1, observation_count=3, deadline_s=0.25)
+    add(policy, 2, observation_count=2, deadline_s=0.25)
+    assert take(policy) == [2]
+    assert values(policy.take_expired(0.0)) == [1]
+    add(policy, 3, lane="a", observation_count=2, deadline_s=0.55)
+    add(policy, 4, lane="b", observation_count=4)
+    assert take(policy) == [3], "with the others it would be late"
 
 
 def test_a_batch_takes_no_longer_than_its_bound_as_far_as_was_measured() -> None:
@@ -285,6 +305,18 @@ def test_what_runs_again_can_be_cancelled_and_can_expire() -> None:
     assert take(policy, 6.0) == [4]
 
 
+def test_what_runs_again_is_bounded_by_observations() -> None:
+    policy = make_policy(count_max=4)
+    for value in range(3):
+        add(policy, value, lane=str(value), observation_count=2)
+    policy.put_back([*policy.take("cpu", 0.0).items, *policy.take("cpu", 0.0).items])  # type: ignore[union-attr]
+    assert [values(batch.items) for batch in take_all(policy)] == [[0, 1], [2]]
+    policy.note_out_of_memory(A, 4)
+    add(policy, 3, observation_count=3)
+    policy.put_back(policy.take("cpu", 0.0).items)  # type: ignore[union-attr]
+    assert take(policy) == [3], "also where it is more than a batch may have"
+
+
 def test_after_running_out_of_memory_batches_are_half_as_large_also_what_runs_again() -> None:
     policy = make_policy(count_max=64)
     add(policy, *range(64))
@@ -396,6 +428,7 @@ STEPS = st.one_of(
         st.sampled_from("abc"),
         st.sampled_from(list(Priority)),
         st.integers(1, 40),
+        st.integers(1, 4),
         st.none() | st.floats(0.0, 30.0),
     ),
     st.tuples(st.just("take")),
@@ -435,7 +468,7 @@ def test_whatever_happens_nothing_is_lost_or_taken_twice_and_every_bound_holds(
             assert not is_waiting
             return None
         check_out(batch.items)
-        assert 1 <= len(batch.items) <= count_max
+        assert len(batch.items) == 1 or batch.observation_count <= count_max
         assert all(each.deadline_s is None or each.deadline_s > now_s for each in batch.items)
         assert {each.key for each in batch.items} == {batch.key}
         fresh = [each for each in batch.items if each.number not in taken_before]
@@ -457,7 +490,7 @@ def test_whatever_happens_nothing_is_lost_or_taken_twice_and_every_bound_holds(
     added = {}  # type: ignore[assignment]
     for name, *arguments in steps:
         if name == "add":
-            key, lane, priority, size_bytes, within_s = arguments
+            key, lane, priority, size_bytes, count, within_s = arguments
             deadline_s = None if within_s is None else now_s + within_s  # type: ignore[operator]
             try:
                 (waiting,) = add(
@@ -468,12 +501,14 @@ def test_whatever_happens_nothing_is_lost_or_taken_twice_and_every_bound_holds(
                     priority=priority,  # type: ignore[arg-type]
                     size_bytes=size_bytes,  # type: ignore[arg-type]
                     now_s=now_s,
+                    observation_count=count,  # type: ignore[arg-type]
                     deadline_s=deadline_s,
                 )
             except OverloadedError:
                 refused += 1
                 mine = [added[n] for n in is_waiting if (added[n].key, added[n].priority) == (key, priority)]
-                assert len(mine) >= 30 or sum(each.size_bytes for each in mine) + size_bytes > 600  # type: ignore[operator]
+                observations = sum(each.observation_count for each in mine)
+                assert observations + count > 30 or sum(each.size_bytes for each in mine) + size_bytes > 600  # type: ignore[operator]
                 continue
             added_list.append(waiting)
             added[waiting.number] = waiting
@@ -504,7 +539,7 @@ def test_whatever_happens_nothing_is_lost_or_taken_twice_and_every_bound_holds(
         elif name == "memory":
             policy.note_out_of_memory(*arguments)  # type: ignore[arg-type]
         counted = sum(q.live_count + q.backfill_count + q.shadow_count for q in policy.snapshot(now_s))
-        expected = len([n for n in is_waiting if added[n].is_waiting])
+        expected = sum(added[n].observation_count for n in is_waiting if added[n].is_waiting)
         assert counted == expected
     while is_waiting:  # and all of it leaves in the end
         before = len(is_waiting)

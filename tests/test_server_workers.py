@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
 from server.batching.batcher import Batcher
 from server.models.card import ModelCard, ModelKind, ModelState
 from server.workers import supervised_worker
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, PlacedStretch, WorkItem, pack_results
 from server.workers.protocol import Worker, WorkerKind
 from server.workers.supervised_worker import Ended, Report, SupervisedWorker
 from server.workers.worker import is_out_of_memory, predict_items
@@ -176,19 +177,20 @@ def test_answers_cross_as_they_are() -> None:
         b"[]",
         b"{}",
         b"[" * 100_000,
-        b'{"done": 1, "blocks": [[[0], [-1], []]], "refusals": {}, "failure": "", "duration_s": 1}',
-        b'{"done": 1, "blocks": [[[0], [1000000], [["a", "m", []]]]], "refusals": {}, "failure": "", "duration_s": 1}',
-        b'{"done": 1, "blocks": [[[0, 1], [1], []]], "refusals": {}, "failure": "", "duration_s": 1}',
-        b'{"done": {}, "blocks": [], "refusals": {}, "failure": "", "duration_s": 1}',
+        b'{"done": 1, "blocks": [[[0], [-1], []]], "refusals": {}, "failure": "", "duration_s": 1, "states": []}',
+        b'{"done": 1, "blocks": [[[0], [1000000], [["a", "m", []]]]], "refusals": {}, "failure": "", '
+        b'"duration_s": 1, "states": []}',
+        b'{"done": 1, "blocks": [[[0, 1], [1], []]], "refusals": {}, "failure": "", "duration_s": 1, "states": []}',
+        b'{"done": {}, "blocks": [], "refusals": {}, "failure": "", "duration_s": 1, "states": []}',
         b'{"done": 1, "blocks": [[[0.0], [1], []]], "refusals": {}, "failure": "", '
-        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'"is_out_of_memory": false, "duration_s": 1, "states": []}',
         b'{"done": 1, "blocks": [[[0], [true], []]], "refusals": {}, "failure": "", '
-        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'"is_out_of_memory": false, "duration_s": 1, "states": []}',
         b'{"done": 1, "blocks": [[[0], [0], [["\\ud800", "m", []]]]], "refusals": {}, "failure": "", '
-        b'"is_out_of_memory": false, "duration_s": 1}',
+        b'"is_out_of_memory": false, "duration_s": 1, "states": []}',
         b'{"done": 1, "blocks": [], "refusals": {"0": "\\ud800"}, "failure": "", "is_out_of_memory": false, '
-        b'"duration_s": 1}',
-        b'{"done": 1, "blocks": 5, "refusals": [], "failure": "", "duration_s": "x"}',
+        b'"duration_s": 1, "states": []}',
+        b'{"done": 1, "blocks": 5, "refusals": [], "failure": "", "duration_s": "x", "states": []}',
         b'{"ready": 5}',
         b'{"loaded": "x"}',
     ],
@@ -472,6 +474,17 @@ async def test_a_worker_that_loads_what_it_was_not_told_to_is_replaced(
             while "not told to" not in worker.facts().last_death:
                 await asyncio.sleep(0.01)
         await heard.until(lambda: worker.is_ready)
+
+
+@in_a_loop
+async def test_a_worker_that_does_not_say_what_is_known_after_a_stretch_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with an_odd_worker(tmp_path, monkeypatch) as (worker, heard):
+        job = make_job(1, [make_item(b"1")._replace(payload=b"1")])
+        worker.send(replace(job, stretches=[PlacedStretch(0, 1, b"")]), PACKAGE)
+        await heard.until(lambda: bool(heard.lost))
+        assert heard.lost == [([1], "it answered what it was not asked")] and not heard.done
 
 
 @in_a_loop

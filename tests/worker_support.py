@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+from following_support import DIGITS, Digits
 
 from fieldpost.v1 import observation_pb2 as pb
-from server.analyses import AnalysisInput, AnalysisResult
+from server.analyses import Analysis, AnalysisInput, AnalysisResult
 from server.models.card import ModelCard, ModelKind, ModelState, Restriction, Trial
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem, pack_results
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, WorkItem
 from server.workers.protocol import WorkerEvents, WorkerFacts, WorkerKind
-from server.workers.worker import predict_items
+from server.workers.worker import finish_in_blocks, is_out_of_memory, prepare_batch
 
 LENGTH = ModelKey("length", 1)
 
@@ -100,10 +102,12 @@ class InProcessWorker:
         self.loaded.add(job.key)
         if len(job.items) > self.memory_count or sum(len(each.payload) for each in job.items) > self.memory_bytes:
             return JobDone(job.job_id, failure="MemoryError", is_out_of_memory=True)
+        analysis: Analysis = Digits() if job.key == DIGITS else LengthAnalysis()
         try:
-            return pack_results(job.job_id, predict_items(LengthAnalysis(), job.items), 1e-4 * len(job.items))
-        except ZeroDivisionError as error:
-            return JobDone(job.job_id, failure=str(error))
+            done = finish_in_blocks(job.job_id, analysis, prepare_batch(analysis, job.items, job.stretches))
+        except Exception as error:
+            return JobDone(job.job_id, failure=str(error), is_out_of_memory=is_out_of_memory(error))
+        return replace(done, duration_s=1e-4 * len(job.items))
 
     def unload(self, key: ModelKey) -> None:
         self.loaded.discard(key)

@@ -9,14 +9,19 @@ server itself never imports torch. Where some of its versions remember (Followin
 
     def course_start(version: int, measure_unix_nanos: int, longitude_deg: float | None) -> int | None: ...
 
-which tells the start of the course that an instant belongs to, or None where that version does not remember.
+which tells the start of the course that an instant belongs to, or None where that version does not remember. Where it
+can be trained at a network, the package also has
+
+    def load_trained(version: int, content: bytes) -> Analysis: ...
+
+which loads a version that it did not come with, from the weights that are its content.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -160,16 +165,38 @@ def find_analyses() -> list[AnalysisCard]:
     return sorted(cards, key=lambda card: (card.name, card.version))
 
 
-def load_analysis(name: str, version: int) -> Analysis:
+CourseStart = Callable[[int, int, float | None], int | None]
+"""(version, measure_unix_nanos, longitude_deg): where the course begins; None where that version does not remember."""
+
+
+def find_course_start(analysis: str) -> CourseStart | None:
+    """How the versions of an analysis cut an instrument's time into courses; None where none of them remembers."""
+    for card in find_analyses():
+        if card.name == analysis:
+            found: CourseStart | None = getattr(importlib.import_module(card.package), "course_start", None)
+            return found
+    return None
+
+
+def load_analysis(name: str, version: int, content: bytes = b"") -> Analysis:
     """Loads a model version.
 
+    Args:
+        name: Of the analysis.
+        version: One that it came with, or of these weights.
+        content: The weights of a version that was trained at a network; empty where the analysis came with it.
+
     Raises:
-        InvalidRequestError: There is none of that name and version.
+        InvalidRequestError: There is none of that name and version, or the analysis cannot be trained.
     """
     for card in find_analyses():
-        if (card.name, card.version) == (name, version):
+        if card.name == name and (content or card.version == version):
             package = importlib.import_module(card.package)
-            analysis: Analysis = package.load(version)
+            if content and not hasattr(package, "load_trained"):
+                raise InvalidRequestError(
+                    f"expected an analysis that can be trained, but {name} has no load_trained ({name}@{version})"
+                )
+            analysis: Analysis = package.load_trained(version, content) if content else package.load(version)
             return analysis
     known = ", ".join(f"{card.name}@{card.version}" for card in find_analyses())
     raise InvalidRequestError(f"expected one of {known}, but got {name}@{version}")

@@ -5,6 +5,8 @@ Pure. Knows neither other model versions nor workers.
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class Priority(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Waiting(Generic[T]):
-    """One item that waits.
+    """One item that waits: an observation, or some that are computed one after the other.
 
     Attributes:
         number: Counts up over all that ever waited.
@@ -37,6 +39,7 @@ class Waiting(Generic[T]):
         lane: Whose it is; lanes take turns.
         priority: What it yields to.
         size_bytes: What it adds to a batch.
+        observation_count: The same, in observations.
         arrival_s: When it came in.
         deadline_s: After this time nobody wants the answer; None for never.
         is_waiting: Whether it is still to go into a batch.
@@ -49,6 +52,7 @@ class Waiting(Generic[T]):
     lane: str
     priority: Priority
     size_bytes: int
+    observation_count: int
     arrival_s: float
     deadline_s: float | None
     is_waiting: bool = False
@@ -59,7 +63,7 @@ class ModelQueue(Generic[T]):
     """The items that wait for one model version in one priority.
 
     Attributes:
-        count: Items that wait.
+        count: Observations that wait.
         size_bytes: Of these.
         used_s: Time of workers that its batches have used; who used least goes next.
         turn: When it had its last batch, to decide between equals.
@@ -99,13 +103,13 @@ class ModelQueue(Generic[T]):
 
     def _enter(self, waiting: Waiting[T]) -> None:
         waiting.is_waiting = True
-        self.count += 1
+        self.count += waiting.observation_count
         self.size_bytes += waiting.size_bytes
 
     def remove(self, waiting: Waiting[T]) -> None:
         """Takes an item out, wherever it stands; one that is to run once more is skipped when its turn comes."""
         waiting.is_waiting = False
-        self.count -= 1
+        self.count -= waiting.observation_count
         self.size_bytes -= waiting.size_bytes
         lane = self._lanes.get(waiting.lane)
         if lane is not None and lane.pop(waiting.number, None) is not None and not lane:
@@ -124,8 +128,8 @@ class ModelQueue(Generic[T]):
 
         Args:
             now_s: The time.
-            count_max: Items in the batch.
-            bytes_max: Bytes in it; an item larger than that goes alone.
+            count_max: Observations in the batch.
+            bytes_max: Bytes in it; an item that is larger than either goes alone.
             cost: No item's deadline passes because others go with it.
             is_hopeless: Whether an item would miss its deadline even alone.
         """
@@ -135,8 +139,8 @@ class ModelQueue(Generic[T]):
         self._is_turn_of_again = True
         items: list[Waiting[T]] = []
         expired: list[Waiting[T]] = []
-        batch_bytes, earliest_s = 0, inf
-        while self._lanes and len(items) < count_max:
+        batch_count, batch_bytes, earliest_s = 0, 0, inf
+        while self._lanes and batch_count < count_max:
             lane, members = next(iter(self._lanes.items()))
             each = next(iter(members.values()))
             if each.deadline_s is not None:
@@ -145,9 +149,10 @@ class ModelQueue(Generic[T]):
                     expired.append(each)
                     continue
                 earliest_s = min(earliest_s, each.deadline_s)
+            batch_count += each.observation_count
             batch_bytes += each.size_bytes
-            is_late = earliest_s < inf and now_s + cost.estimate(len(items) + 1) > earliest_s
-            if items and (batch_bytes > bytes_max or is_late):
+            is_late = earliest_s < inf and now_s + cost.estimate(batch_count) > earliest_s
+            if items and (batch_count > count_max or batch_bytes > bytes_max or is_late):
                 break
             items.append(each)
             self.remove(each)
@@ -163,7 +168,9 @@ class ModelQueue(Generic[T]):
         for each in expired:
             self.remove(each)
         group = [each for each in group if each.is_waiting]
-        items, rest = group[:count_max], group[count_max:]
+        counts = list(itertools.accumulate(each.observation_count for each in group))
+        size = max(1, bisect_right(counts, count_max))
+        items, rest = group[:size], group[size:]
         if rest:
             self._again.appendleft(rest)
         for each in items:

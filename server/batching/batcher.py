@@ -1,4 +1,4 @@
-"""Takes single observations, gives batches to workers, and hands each observation its own answer.
+"""Takes observations and stretches of them, gives batches to workers, and hands each its own answer.
 
 A batch leaves when a worker has room, with what is there then (server.batching decides what). One that fails is run
 again in parts until the observation that breaks it stands alone:
@@ -7,6 +7,9 @@ again in parts until the observation that breaks it stands alone:
 - Memory runs out: in halves, and from then on batches of that model version are smaller.
 - The worker dies or hangs: in eighths, since each death costs seconds and a batch only milliseconds. An observation
   that is alone is set aside after DEATHS_MAX deaths. Batches that only waited in that worker run again whole.
+
+A stretch is never parted here, since what its later observations mean depends on the earlier ones: alone in a batch it
+is what failed, and whoever asked may ask for a part of it.
 
 Knows no store.
 """
@@ -19,16 +22,26 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from fieldpost.errors import FieldpostError, RejectedError, TryAgainError, UnknownModelError
+from fieldpost.errors import InvalidRequestError, TryAgainError, UnknownModelError
 from server.analyses import AnalysisResult
 from server.batching.policy import MIB, BatchPolicy, Priority, QueueSnapshot, Waiting
+from server.batching.requests import (
+    Asker,
+    ExpiredError,
+    PredictionFailedError,
+    Promise,
+    Request,
+    StretchPromise,
+    settle,
+)
+from server.batching.sent_batch import SentBatch, sayable
 from server.models.card import ModelCard
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem
+from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, StretchAnswer, WorkItem, WorkStretch
 from server.workers.protocol import Worker, WorkerEvents, WorkerFacts, WorkerKind
 from server.workers.worker_pool import WorkerPool
-from server.workers.worker_wire import answers_all
+
+__all__ = ["Asker", "Batcher", "BatcherCounts", "ExpiredError", "ModelCounts", "PredictionFailedError", "Request"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,63 +49,10 @@ BATCH_BYTES_MAX = 32 * MIB
 DEATHS_MAX = 3
 """A lone observation with which this many workers died is set aside. One death may be chance: memory, an operator."""
 DEATH_PARTS = 8
+HALVINGS_MAX = 31
+"""More than any bound of a batch can be halved."""
 TICK_S = 1.0
 EXPIRY_WAIT_MIN_S = 0.001
-
-
-class PredictionFailedError(RejectedError):
-    """The model cannot answer for this observation; asking again will not help."""
-
-
-class ExpiredError(TryAgainError):
-    """The deadline passed, or would have, before a worker was free."""
-
-
-class Asker(Protocol):
-    """Who asked, for one observation or many, and is told once about each; called in the event loop."""
-
-    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
-        """Results came: these rows of the block, for these tickets."""
-
-    def take_failure(self, ticket: int, error: FieldpostError) -> None:
-        """There will be no result: a PredictionFailedError, an ExpiredError or another TryAgainError says why."""
-
-
-@dataclass(slots=True)
-class Request:
-    """An observation that waits for its answer.
-
-    Attributes:
-        item: The observation.
-        asker: Who asked.
-        ticket: What it is called there.
-        deaths: How many workers died with it.
-        too_much_count: How many batches with it found no memory.
-        is_stored: Whether an instrument sent it; otherwise somebody asks at once.
-        is_over: Whether the asker was told, or wants to know no more.
-    """
-
-    item: WorkItem
-    asker: Asker
-    ticket: int
-    deaths: int = 0
-    too_much_count: int = 0
-    is_stored: bool = False
-    is_over: bool = False
-
-
-class _Promise:
-    """Asks for one observation, with a future."""
-
-    def __init__(self, answer: asyncio.Future[AnalysisResult]) -> None:
-        self._answer = answer
-
-    def take_results(self, block: ResultBlock, rows: list[int], tickets: list[int]) -> None:
-        if not self._answer.done():
-            self._answer.set_result(block.result(rows[0]))
-
-    def take_failure(self, ticket: int, error: FieldpostError) -> None:
-        _settle(self._answer, error)
 
 
 @dataclass(slots=True)
@@ -100,17 +60,6 @@ class _Model:
     package: ModelPackage
     kind: WorkerKind
     timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A batch on its way; without any items it only loads the model, for whom `loaded` waits."""
-
-    key: ModelKey
-    priority: Priority
-    waiting: list[Waiting[Request]]
-    sent_s: float
-    loaded: asyncio.Future[None] | None = None
 
 
 @dataclass(slots=True)
@@ -158,7 +107,7 @@ class Batcher:
         self._policy: BatchPolicy[Request] = BatchPolicy() if policy is None else policy
         self._batch_bytes_max = batch_bytes_max
         self._models: dict[ModelKey, _Model] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, SentBatch] = {}
         self._loads: deque[tuple[ModelKey, asyncio.Future[None]]] = deque()
         self._job_ids = itertools.count(1)
         self._pump_is_due = False
@@ -191,7 +140,7 @@ class Batcher:
         if self._models.pop(key, None) is None:
             return
         for waiting in self._policy.remove_model(key):
-            self._fail(waiting.value, TryAgainError(f"{key} was taken out of service", hint="ask the active version"))
+            waiting.value.fail(TryAgainError(f"{key} was taken out of service", hint="ask the active version"))
         for worker in self._pool.workers:
             worker.unload(key)
 
@@ -235,8 +184,38 @@ class Batcher:
             UnknownModelError: The model version was not added.
         """
         answer: asyncio.Future[AnalysisResult] = self._loop.create_future()
-        waiting = self.ask(key, item, _Promise(answer), 0, lane=lane, priority=priority, deadline_s=deadline_s)
-        waiting.value.is_stored = is_stored
+        request = Request(item, Promise(answer), 0, is_stored=is_stored)
+        waiting = self._add(key, request, lane, priority, len(item.payload), deadline_s=deadline_s)
+        answer.add_done_callback(lambda done: self.withdraw(waiting) if done.cancelled() else None)
+        return answer
+
+    def follow(
+        self, key: ModelKey, stretch: WorkStretch, *, lane: str, priority: Priority
+    ) -> asyncio.Future[StretchAnswer]:
+        """Lets a stretch wait for its answer: for a model version that remembers.
+
+        Args:
+            key: The model version.
+            stretch: Observations that an instrument sent; they go into one batch.
+            lane: Whose they are; lanes take turns.
+            priority: What they yield to.
+
+        Returns:
+            A future with what became of each observation and the state after them; or a PredictionFailedError where
+            the stretch cannot be computed as a whole (perhaps its parts can), or a TryAgainError. Cancelling it takes
+            the stretch out of the queue.
+
+        Raises:
+            InvalidRequestError: There is no observation in it.
+            OverloadedError: As much waits as may.
+            UnknownModelError: The model version was not added.
+        """
+        if not stretch.items:
+            raise InvalidRequestError(f"expected a stretch of at least one observation, but got none (for {key})")
+        answer: asyncio.Future[StretchAnswer] = self._loop.create_future()
+        request = Request(stretch, StretchPromise(answer), 0, is_stored=True)
+        size_bytes = len(stretch.state) + sum(len(item.payload) for item in stretch.items)
+        waiting = self._add(key, request, lane, priority, size_bytes, len(stretch.items))
         answer.add_done_callback(lambda done: self.withdraw(waiting) if done.cancelled() else None)
         return answer
 
@@ -269,6 +248,18 @@ class Batcher:
             OverloadedError: As much waits as may.
             UnknownModelError: The model version was not added.
         """
+        return self._add(key, Request(item, asker, ticket), lane, priority, len(item.payload), deadline_s=deadline_s)
+
+    def _add(
+        self,
+        key: ModelKey,
+        request: Request,
+        lane: str,
+        priority: Priority,
+        size_bytes: int,
+        observation_count: int = 1,
+        deadline_s: float | None = None,
+    ) -> Waiting[Request]:
         if self._is_closed:
             raise TryAgainError("the server is stopping")
         if key not in self._models:
@@ -276,15 +267,16 @@ class Batcher:
         try:
             waiting = self._policy.add(
                 key,
-                Request(item, asker, ticket),
+                request,
                 lane=lane,
                 priority=priority,
-                size_bytes=len(item.payload),
+                size_bytes=size_bytes,
                 now_s=self._loop.time(),
+                observation_count=observation_count,
                 deadline_s=deadline_s,
             )
         except TryAgainError:
-            self.counts.refused += 1
+            self.counts.refused += observation_count
             raise
         self._schedule_pump()
         return waiting
@@ -292,7 +284,7 @@ class Batcher:
     def withdraw(self, waiting: Waiting[Request]) -> None:
         """Nobody wants the answer any more: the asker hears nothing more of it, and it leaves the queue."""
         waiting.value.is_over = True
-        self.counts.cancelled += 1
+        self.counts.cancelled += waiting.observation_count
         self._policy.cancel(waiting)
 
     def queues(self) -> list[QueueSnapshot]:
@@ -317,9 +309,9 @@ class Batcher:
         self._models.clear()
         sent, self._sent = list(self._sent.values()), {}
         for each in (*waiting, *(each for sent_one in sent for each in sent_one.waiting)):
-            self._fail(each.value, stopping)
+            each.value.fail(stopping)
         for loaded in (*(loaded for _, loaded in self._loads), *(each.loaded for each in sent)):
-            _settle(loaded, stopping)
+            settle(loaded, stopping)
         self._loads.clear()
 
     def on_done(self, worker: Worker, done: JobDone) -> None:
@@ -328,53 +320,42 @@ class Batcher:
         if sent is None:
             return  # closed meanwhile
         if sent.loaded is not None:
-            _settle(sent.loaded, PredictionFailedError(done.failure) if done.failure else None)
+            settle(sent.loaded, PredictionFailedError(done.failure) if done.failure else None)
         elif done.failure:
             self._take_failure(worker, sent, done)
         else:
             self._take_results(sent, done)
         self._pump()
 
-    def _take_results(self, sent: _Sent, done: JobDone) -> None:
+    def _take_results(self, sent: SentBatch, done: JobDone) -> None:
         try:
-            _check_answer(done, len(sent.waiting))
+            sent.check(done)
         except ValueError as error:  # whatever a model's answer is, this loop lives on
             failure = f"the answer cannot be read: {error}"
             self._policy.note_lost(sent.key, sent.priority, done.duration_s)
             self._run_again(sent.waiting, 2, failure)
             return
-        self._policy.note_cost(sent.key, len(sent.waiting), done.duration_s)
+        self._policy.note_cost(sent.key, len(sent.owners), done.duration_s)
         self.model_counts[sent.key].deaths_in_a_row = 0
-        for place, failure in done.refusals.items():
-            self._fail_for_good(sent.waiting[place], failure)
-            self.model_counts[sent.key].refused_callers += not sent.waiting[place].value.is_stored
-        for block in done.blocks:
-            self._hand_out(sent, block)
+        predicted = sum(len(block.places) for block in done.blocks)
+        self.counts.observations += predicted
+        self.model_counts[sent.key].predicted += predicted
+        for place in done.refusals:
+            self._count_failure(sent.key)
+            self.model_counts[sent.key].refused_callers += not sent.owners[place].value.is_stored
+        sent.hand_out(done)
 
-    def _hand_out(self, sent: _Sent, block: ResultBlock) -> None:
-        """Tells each asker of its rows of a block."""
-        told: dict[Asker, tuple[list[int], list[int]]] = {}
-        for row, place in enumerate(block.places):
-            request = sent.waiting[place].value
-            if not request.is_over:
-                request.is_over = True
-                rows, tickets = told.setdefault(request.asker, ([], []))
-                rows.append(row)
-                tickets.append(request.ticket)
-        self.counts.observations += len(block.places)
-        self.model_counts[sent.key].predicted += len(block.places)
-        for asker, (rows, tickets) in told.items():
-            asker.take_results(block, rows, tickets)
-
-    def _take_failure(self, worker: Worker, sent: _Sent, done: JobDone) -> None:
-        count = len(sent.waiting)
+    def _take_failure(self, worker: Worker, sent: SentBatch, done: JobDone) -> None:
+        count = len(sent.owners)
         facts = {"model": str(sent.key), "worker": worker.name, "observation_count": count, "failure": done.failure}
         logger.warning("batch failed", extra=facts)
         self._policy.note_lost(sent.key, sent.priority, done.duration_s)
         if done.is_out_of_memory:
             self.counts.out_of_memory += 1
             if count == 1:
-                self._policy.note_too_large(sent.key, sent.waiting[0].value.too_much_count)
+                # a stretch may be what is left of a longer one, which found no memory either: how often, is not known
+                times = HALVINGS_MAX if sent.stretches else sent.waiting[0].value.too_much_count
+                self._policy.note_too_large(sent.key, times)
             else:
                 self._policy.note_out_of_memory(sent.key, count)
                 for waiting in sent.waiting:
@@ -389,7 +370,7 @@ class Batcher:
             if sent is None:
                 continue
             if sent.loaded is not None:
-                _settle(sent.loaded, TryAgainError(f"a worker was lost while it loaded {sent.key}: {reason}"))
+                settle(sent.loaded, TryAgainError(f"a worker was lost while it loaded {sent.key}: {reason}"))
                 continue
             self._policy.note_lost(sent.key, sent.priority, self._loop.time() - sent.sent_s if is_blamed else 0.0)
             if is_blamed:
@@ -398,17 +379,22 @@ class Batcher:
                 self._run_again(sent.waiting, 1, reason)
         self._schedule_pump()
 
-    def _blame(self, worker: Worker, sent: _Sent, reason: str) -> None:
-        count = len(sent.waiting)
+    def _blame(self, worker: Worker, sent: SentBatch, reason: str) -> None:
+        count = len(sent.owners)
         facts = {"model": str(sent.key), "worker": worker.name, "observation_count": count, "reason": reason}
         logger.error("worker lost with a batch", extra=facts)
-        self._policy.note_death(sent.key, self._loop.time())
-        self.model_counts[sent.key].deaths_in_a_row += 1
+        if len(sent.waiting) > 1 or count == 1:
+            # not of a stretch alone: cutting it until one observation stands alone takes many more deaths than parting
+            # a batch does, and they are not the model version's fault
+            self._policy.note_death(sent.key, self._loop.time())
+            self.model_counts[sent.key].deaths_in_a_row += 1
         for waiting in sent.waiting:
             waiting.value.deaths += 1
         is_again = count == 1 and sent.waiting[0].value.deaths < DEATHS_MAX
         deaths = max(waiting.value.deaths for waiting in sent.waiting)
-        failure = f"{deaths} workers were lost while they computed it, the last one so: {reason}"
+        failure = f"a worker was lost while it computed it: {reason}"
+        if deaths > 1:
+            failure = f"{deaths} workers were lost while they computed it, the last one so: {reason}"
         self._run_again(sent.waiting, 1 if is_again else DEATH_PARTS, failure)
 
     def on_ready(self) -> None:
@@ -424,7 +410,7 @@ class Batcher:
         if wanted and wanted[0].key not in self._models:
             gone = TryAgainError(f"{wanted[0].key} was taken out of service", hint="ask the active version")
             for each in wanted:
-                self._fail(each.value, gone)
+                each.value.fail(gone)
             return
         size = max(1, -(-len(wanted) // part_count))
         for start in range(0, len(wanted), size):
@@ -447,8 +433,8 @@ class Batcher:
             if not self._feed(worker) or not worker.free_slots:
                 free.remove(worker)
         for late in self._policy.take_expired(self._loop.time()):
-            self.counts.expired += 1
-            self._fail(late.value, ExpiredError("no worker was free in time for the deadline", hint="allow more time"))
+            self.counts.expired += late.observation_count
+            late.value.fail(ExpiredError("no worker was free in time for the deadline", hint="allow more time"))
         self._set_expiry_timer()
 
     def _feed(self, worker: Worker) -> bool:
@@ -458,23 +444,22 @@ class Batcher:
             batch = self._policy.take(worker.kind, now_s)
             if batch is None:
                 return False
-            sent = _Sent(batch.key, batch.priority, batch.items, now_s)
+            sent = SentBatch(batch.key, batch.priority, now_s, batch.items)
             self.counts.batches += 1
         model = self._models[sent.key]
         job_id = next(self._job_ids)
         self._sent[job_id] = sent
-        items = [waiting.value.item for waiting in sent.waiting]
-        worker.send(Job(job_id, sent.key, items, model.timeout_s), model.package)
+        worker.send(Job(job_id, sent.key, sent.lay_out(), model.timeout_s, sent.stretches), model.package)
         return True
 
-    def _next_load(self, kind: WorkerKind, now_s: float) -> _Sent | None:
+    def _next_load(self, kind: WorkerKind, now_s: float) -> SentBatch | None:
         for _ in range(len(self._loads)):
             key, loaded = self._loads.popleft()
             model = self._models.get(key)
             if model is None:
-                _settle(loaded, UnknownModelError(f"expected a model version at work, but got {key}"))
+                settle(loaded, UnknownModelError(f"expected a model version at work, but got {key}"))
             elif model.kind is kind:
-                return _Sent(key, Priority.LIVE, [], now_s, loaded)
+                return SentBatch(key, Priority.LIVE, now_s, loaded=loaded)
             else:
                 self._loads.append((key, loaded))
         return None
@@ -502,32 +487,11 @@ class Batcher:
 
     def _fail_for_good(self, waiting: Waiting[Request], failure: str) -> None:
         """The model has no answer for this one."""
+        if waiting.observation_count == 1:  # of a stretch of several it is not known yet which
+            self._count_failure(waiting.key)
+        waiting.value.fail(PredictionFailedError(sayable(failure)))
+
+    def _count_failure(self, key: ModelKey) -> None:
         self.counts.observations += 1
         self.counts.failures += 1
-        self.model_counts[waiting.key].failed += 1
-        text = failure.encode("utf-8", "replace").decode()  # a model may say what no message can hold
-        self._fail(waiting.value, PredictionFailedError(text))
-
-    def _fail(self, request: Request, error: FieldpostError) -> None:
-        if not request.is_over:
-            request.is_over = True
-            request.asker.take_failure(request.ticket, error)
-
-
-def _check_answer(done: JobDone, item_count: int) -> None:
-    """Raises ValueError where an answer is not about each observation of its batch, once."""
-    for block in done.blocks:
-        block.check()
-    if not answers_all(done, item_count):
-        raise ValueError(f"it is not about each of {item_count} observations, once")
-
-
-def _settle(future: asyncio.Future[None] | asyncio.Future[AnalysisResult] | None, error: FieldpostError | None) -> None:
-    """Ends a future that is not done yet; nobody has to look at it."""
-    if future is None or future.done():
-        return
-    if error is None:
-        future.set_result(None)  # type: ignore[arg-type]
-    else:
-        future.set_exception(error)
-        future.exception()
+        self.model_counts[key].failed += 1

@@ -9,8 +9,9 @@ The rules:
 - Between model versions of one priority, the one goes next whose batches have used the least time. Who begins to
   wait begins where the others stand: having been idle is no credit.
 - Round robin between lanes (instruments): a station that comes back with a week of backlog delays nobody else.
-- A batch is bounded by count, by bytes, by the time that it will take as far as was measured (a quarter of that for
-  what is not live: something live may come in meanwhile), and by the earliest deadline in it.
+- A batch is bounded by observations, by bytes, by the time that it will take as far as was measured (a quarter of that
+  for what is not live: something live may come in meanwhile), and by the earliest deadline in it.
+- Observations that belong together go together; more than a batch may have go alone.
 - What has passed its deadline, or would pass it even alone, is given back, and costs nothing more. Where only the
   estimate says so, every eighth is tried all the same: a wrong estimate is found out.
 - What is to run once more takes turns with what is new, so that a failing observation does not hold up the others.
@@ -57,6 +58,11 @@ class Batch(Generic[T]):
     priority: Priority
     items: list[Waiting[T]]
 
+    @property
+    def observation_count(self) -> int:
+        """Of all its items."""
+        return sum(each.observation_count for each in self.items)
+
 
 class QueueSnapshot(NamedTuple):
     """What waits for a model version, and what its batches cost.
@@ -101,7 +107,7 @@ class _Model(Generic[T]):
             return False
         if waiting.deadline_s <= now_s:
             return True
-        if waiting.is_probe or now_s + self.cost.estimate(1) <= waiting.deadline_s:
+        if waiting.is_probe or now_s + self.cost.estimate(waiting.observation_count) <= waiting.deadline_s:
             return False
         self.condemned_count += 1
         waiting.is_probe = self.condemned_count % PROBE_EVERY == 0
@@ -202,10 +208,11 @@ class BatchPolicy(Generic[T]):
         priority: Priority,
         size_bytes: int,
         now_s: float,
+        observation_count: int = 1,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Waiting[T]:
-        """Lets an observation wait.
+        """Lets an observation wait, or some that go together.
 
         Args:
             key: A model version that was added.
@@ -214,6 +221,7 @@ class BatchPolicy(Generic[T]):
             priority: What it yields to.
             size_bytes: What it adds to a batch.
             now_s: The time.
+            observation_count: How many there are in it.
             arrival_s: When it came in, where that was earlier.
             deadline_s: After this time nobody wants the answer.
 
@@ -223,7 +231,8 @@ class BatchPolicy(Generic[T]):
         model = self._models[key]
         queue = model.queues[priority]
         if queue.count and (
-            queue.count >= self._queue_count_max or queue.size_bytes + size_bytes > self._queue_bytes_max
+            queue.count + observation_count > self._queue_count_max
+            or queue.size_bytes + size_bytes > self._queue_bytes_max
         ):
             raise OverloadedError(
                 f"{queue.count} {priority.name.lower()} observations ({queue.size_bytes / MIB:.1f} MiB) wait for "
@@ -231,7 +240,9 @@ class BatchPolicy(Generic[T]):
                 hint="send fewer at a time, or the same again in a moment",
             )
         arrival_s = now_s if arrival_s is None else arrival_s
-        waiting = Waiting(next(self._numbers), key, value, lane, priority, size_bytes, arrival_s, deadline_s)
+        waiting = Waiting(
+            next(self._numbers), key, value, lane, priority, size_bytes, observation_count, arrival_s, deadline_s
+        )
         queue.add(waiting)
         self._enter(model, queue, waiting)
         return waiting
@@ -256,7 +267,7 @@ class BatchPolicy(Generic[T]):
     def _watch(self, model: _Model[T], waiting: Waiting[T]) -> None:
         """Sees to it that the item is looked at when it can no longer be in time."""
         if waiting.deadline_s is not None:
-            alone_s = 0.0 if waiting.is_probe else model.cost.estimate(1)
+            alone_s = 0.0 if waiting.is_probe else model.cost.estimate(waiting.observation_count)
             heapq.heappush(self._deadlines, (waiting.deadline_s - alone_s, next(self._entries), waiting))
 
     def cancel(self, waiting: Waiting[T]) -> None:
@@ -302,11 +313,12 @@ class BatchPolicy(Generic[T]):
             for each in (*items, *expired):
                 self._left(model, queue, each)
             if items:
-                cost_s = max(model.cost.estimate(len(items)), BATCH_S_MIN)
+                batch = Batch(queue.key, Priority(priority), items)
+                cost_s = max(model.cost.estimate(batch.observation_count), BATCH_S_MIN)
                 rank.goes(queue, cost_s, next(self._turns), is_out_of_turn=is_out_of_turn)
                 for lower in ranks[priority + 1 :]:
                     lower.is_passed(cost_s)
-                return Batch(queue.key, Priority(priority), items)
+                return batch
         return None
 
     def take_expired(self, now_s: float) -> list[Waiting[T]]:
@@ -334,7 +346,7 @@ class BatchPolicy(Generic[T]):
             self._watch(self._models[waiting.key], waiting)
 
     def note_cost(self, key: ModelKey, count: int, duration_s: float) -> None:
-        """A batch was computed, in this time."""
+        """A batch of so many observations was computed, in this time."""
         if (model := self._models.get(key)) is not None:
             model.cost.note(count, duration_s)
             model.cap.note_success(count)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from fieldpost.errors import BrokenStateError, FieldpostError, InvalidRequestError, OverloadedError
 from server.batching.policy import Batch, BatchPolicy, Priority, Waiting
-from server.batching.whatif import Bounds, Recording, simulate, summarise
+from server.batching.whatif import ARRIVAL, Bounds, Recording, simulate, summarise
 from server.workers.jobs import ModelKey
 
 logger = logging.getLogger(__name__)
@@ -86,11 +86,13 @@ class TracedPolicy(BatchPolicy[T]):
         priority: Priority,
         size_bytes: int,
         now_s: float,
+        observation_count: int = 1,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Waiting[T]:
         """As the policy's."""
-        facts = {"lane": lane, "priority": priority, "size_bytes": size_bytes, "now_s": now_s}
+        sizes = {"size_bytes": size_bytes, "observation_count": observation_count}
+        facts = {"lane": lane, "priority": priority, **sizes, "now_s": now_s}
         times = {"arrival_s": arrival_s, "deadline_s": deadline_s}
         try:
             waiting = super().add(
@@ -100,6 +102,7 @@ class TracedPolicy(BatchPolicy[T]):
                 priority=priority,
                 size_bytes=size_bytes,
                 now_s=now_s,
+                observation_count=observation_count,
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
             )
@@ -240,7 +243,7 @@ def _open_policy(first: dict[str, Any], path: Path) -> BatchPolicy[None]:
 
 
 def _add_again(policy: BatchPolicy[None], waiting: dict[int, Waiting[None]], entry: dict[str, Any]) -> int:
-    facts = {name: entry[name] for name in ("lane", "size_bytes", "now_s", "arrival_s", "deadline_s")}
+    facts = {name: entry[name] for name in ARRIVAL}
     try:
         added = policy.add(entry["key"], None, priority=Priority(entry["priority"]), **facts)
     except OverloadedError:

@@ -18,6 +18,9 @@ from server.batching.batch_cost import BatchCost
 from server.batching.policy import Batch, BatchPolicy, Priority
 from server.workers.jobs import ModelKey
 
+ARRIVAL = ("lane", "size_bytes", "observation_count", "now_s", "arrival_s", "deadline_s")
+"""What a trace says of what came in, and a policy is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -31,7 +34,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Outcome:
-    """Sizes of the batches, and for each priority how long observations waited until theirs was taken."""
+    """Observations in the batches, and for each priority how long each observation waited until its was taken."""
 
     batch_counts: list[int] = field(default_factory=list)
     waits_s: dict[Priority, list[float]] = field(default_factory=lambda: {each: [] for each in Priority})
@@ -64,6 +67,7 @@ class Recording:
         """Reads the lines of a trace."""
         found = cls()
         arrived: dict[int, dict[str, Any]] = {}
+        counts: dict[int, int] = {}
         running = 0
         for entry in entries:
             facts = dict(entry)
@@ -74,19 +78,21 @@ class Recording:
                 found.models[facts["key"]] = facts
                 found.costs[facts["key"]] = BatchCost(facts["cost"][0], facts["cost"][1], facts["max_batch_count"])
             elif call == "add":
-                found.outcome.refused_count += facts["numbers"] == [0]
-                arrived[facts["numbers"][0]] = facts
+                (number,) = facts["numbers"]
+                arrived[number], counts[number] = facts, facts["observation_count"]
+                found.outcome.refused_count += counts[number] if number == 0 else 0
                 found.arrivals.append(facts)
             elif call == "take" and facts["numbers"]:
                 running += 1
                 found.worker_count = max(found.worker_count, running)
-                found.outcome.batch_counts.append(len(facts["numbers"]))
+                found.outcome.batch_counts.append(sum(counts[each] for each in facts["numbers"]))
                 for first in (arrived.pop(each, None) for each in facts["numbers"]):
                     if first is not None:  # taken for the first time
                         waited_s = facts["now_s"] - _arrival_s(first)
-                        found.outcome.waits_s[Priority(first["priority"])].append(waited_s)
+                        waits_s = found.outcome.waits_s[Priority(first["priority"])]
+                        waits_s += [waited_s] * first["observation_count"]
             elif call == "take_expired":
-                found.outcome.expired_count += len(facts["numbers"])
+                found.outcome.expired_count += sum(counts[each] for each in facts["numbers"])
             elif call == "note_cost":
                 running -= 1
                 found.costs[facts["key"]].note(facts["count"], facts["duration_s"])
@@ -119,7 +125,7 @@ def simulate(recording: Recording, bounds: Bounds) -> Outcome:
         if running and (arrival is None or running[0][0] <= arrival["now_s"]):
             now_s, _, batch, duration_s = heapq.heappop(running)
             free[recording.models[batch.key]["kind"]] += 1
-            policy.note_cost(batch.key, len(batch.items), duration_s)
+            policy.note_cost(batch.key, batch.observation_count, duration_s)
         elif arrival is not None:
             now_s = max(now_s, arrival["now_s"])
             _arrive(policy, arrival, outcome)
@@ -129,12 +135,12 @@ def simulate(recording: Recording, bounds: Bounds) -> Outcome:
         for kind in kinds:
             while free[kind] and (taken := policy.take(kind, now_s)) is not None:
                 free[kind] -= 1
-                duration_s = recording.costs[taken.key].estimate(len(taken.items))
+                duration_s = recording.costs[taken.key].estimate(taken.observation_count)
                 heapq.heappush(running, (now_s + duration_s, len(outcome.batch_counts), taken, duration_s))
-                outcome.batch_counts.append(len(taken.items))
+                outcome.batch_counts.append(taken.observation_count)
                 for each in taken.items:
-                    outcome.waits_s[each.priority].append(now_s - each.arrival_s)
-        outcome.expired_count += len(policy.take_expired(now_s))
+                    outcome.waits_s[each.priority] += [now_s - each.arrival_s] * each.observation_count
+        outcome.expired_count += sum(each.observation_count for each in policy.take_expired(now_s))
     return outcome
 
 
@@ -143,11 +149,11 @@ def _changed(facts: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def _arrive(policy: BatchPolicy[None], entry: dict[str, Any], outcome: Outcome) -> None:
-    facts = {name: entry[name] for name in ("lane", "size_bytes", "now_s", "arrival_s", "deadline_s")}
+    facts = {name: entry[name] for name in ARRIVAL}
     try:
         policy.add(entry["key"], None, priority=Priority(entry["priority"]), **facts)
     except OverloadedError:
-        outcome.refused_count += 1
+        outcome.refused_count += entry["observation_count"]
 
 
 def summarise(title: str, outcome: Outcome) -> str:

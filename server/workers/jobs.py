@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from fieldpost.payload import decode_payload
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
+
+STATE_BYTES_MAX = 256 * 1024
+"""Of what a model version knows of an instrument: it is kept for each of thousands."""
 
 
 class ModelKey(NamedTuple):
@@ -30,13 +33,15 @@ class ModelPackage:
 
     Attributes:
         key: Which.
-        manifest: The TOML of a user's model; empty where it is built in.
-        content: The ONNX file of a user's model; empty where it is built in.
+        manifest: The TOML of a user's model; empty otherwise.
+        content: The ONNX file of a user's model, the weights of a trained version; empty where it is built in.
+        is_trained: Whether the content is weights for the code of a built-in analysis.
     """
 
     key: ModelKey
     manifest: str = ""
     content: bytes = field(default=b"", repr=False)
+    is_trained: bool = False
 
 
 class WorkItem(NamedTuple):
@@ -48,11 +53,46 @@ class WorkItem(NamedTuple):
     instrument_model: str
     measure_unix_nanos: int
     calibration: float | None = None
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
 
     def decode(self) -> AnalysisInput:
         """The observation as analyses see it; raises InvalidObservationError where the payload is damaged."""
         content = decode_payload(self.payload, self.payload_encoding, self.payload_bytes)
-        return AnalysisInput(content, self.instrument_model, self.measure_unix_nanos, self.calibration)
+        return AnalysisInput(
+            content,
+            self.instrument_model,
+            self.measure_unix_nanos,
+            self.calibration,
+            self.latitude_deg,
+            self.longitude_deg,
+        )
+
+
+class WorkStretch(NamedTuple):
+    """Observations of one course that follow each other, on their way to a worker.
+
+    Attributes:
+        state: What the model version knows after those before them; empty at the start of a course.
+        items: The observations, by measure time; one at least.
+    """
+
+    state: bytes
+    items: tuple[WorkItem, ...]
+
+
+class PlacedStretch(NamedTuple):
+    """Where the observations of a stretch stand in a batch.
+
+    Attributes:
+        first_place: Of its first observation.
+        item_count: Of its observations, which stand side by side.
+        state: What was known before them.
+    """
+
+    first_place: int
+    item_count: int
+    state: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +104,14 @@ class Job:
         key: The model version.
         items: The observations; without any, the worker only loads the model.
         timeout_s: A worker that takes longer, from when it began with the job, is taken for hung.
+        stretches: Which of the observations belong together; the others are each asked about by themselves.
     """
 
     job_id: int
     key: ModelKey
     items: list[WorkItem]
     timeout_s: float
+    stretches: list[PlacedStretch] = field(default_factory=list)
 
 
 VariableNames = tuple[str, str, tuple[str, ...]]
@@ -108,7 +150,16 @@ class ResultBlock:
     def result(self, row: int) -> AnalysisResult:
         """One of its results."""
         start = sum(self.counts[:row])
-        samples = slice(start, start + self.counts[row])
+        return self._cut(slice(start, start + self.counts[row]))
+
+    def results(self) -> Iterator[AnalysisResult]:
+        """All of them, in the order of its places."""
+        start = 0
+        for count in self.counts:
+            yield self._cut(slice(start, start + count))
+            start += count
+
+    def _cut(self, samples: slice) -> AnalysisResult:
         variables = tuple(
             AnalysisVariable(name, unit, values[samples], meanings)
             for (name, unit, meanings), values in zip(self.variables, self.values, strict=True)
@@ -127,6 +178,7 @@ class JobDone:
         failure: What broke the whole batch; then there are no results.
         is_out_of_memory: The failure was lack of memory: smaller batches may do.
         duration_s: The worker's own time for this batch; loading the model is not counted.
+        states: What the model version knows after each stretch of the job, in their order.
     """
 
     job_id: int
@@ -135,17 +187,33 @@ class JobDone:
     failure: str = ""
     is_out_of_memory: bool = False
     duration_s: float = 0.0
+    states: list[bytes] = field(default_factory=list)
 
     def results(self) -> list[AnalysisResult | str]:
         """For each item, in order, its result, or in words why there is none."""
         found: dict[int, AnalysisResult | str] = dict(self.refusals)
         for block in self.blocks:
-            found |= {place: block.result(row) for row, place in enumerate(block.places)}
+            found |= zip(block.places, block.results(), strict=True)
         return [found[place] for place in range(len(found))]
 
 
-def pack_results(job_id: int, results: Sequence[AnalysisResult | str], duration_s: float = 0.0) -> JobDone:
-    """The answer to a job, from the results of its items in order."""
+@dataclass(frozen=True, slots=True)
+class StretchAnswer:
+    """What became of a stretch.
+
+    Attributes:
+        results: For each observation, in order, its result, or in words why there is none.
+        state: What the model version knows after the last of them.
+    """
+
+    results: list[AnalysisResult | str]
+    state: bytes
+
+
+def pack_results(
+    job_id: int, results: Sequence[AnalysisResult | str], duration_s: float = 0.0, states: Sequence[bytes] = ()
+) -> JobDone:
+    """The answer to a job, from the results of its items in order, and what is known after its stretches."""
     refusals = {place: each for place, each in enumerate(results) if isinstance(each, str)}
     alike: dict[tuple[VariableNames, ...], list[tuple[int, AnalysisResult]]] = {}
     for place, each in enumerate(results):
@@ -169,4 +237,4 @@ def pack_results(job_id: int, results: Sequence[AnalysisResult | str], duration_
                 ),
             )
         )
-    return JobDone(job_id, blocks, refusals, duration_s=duration_s)
+    return JobDone(job_id, blocks, refusals, duration_s=duration_s, states=list(states))

@@ -212,7 +212,7 @@ class SupervisedWorker:
 
     def _finish(self, done: JobDone) -> None:
         job = next(iter(self._jobs.values()), None)
-        if job is None or job.job_id != done.job_id or not answers_all(done, len(job.items)):
+        if job is None or job.job_id != done.job_id or not answers_all(done, len(job.items), len(job.stretches)):
             self._end_life("it answered what it was not asked")
             return
         del self._jobs[done.job_id]

@@ -11,13 +11,23 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from fieldpost.errors import InvalidObservationError
-from server.analyses import Analysis, AnalysisInput, AnalysisResult
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, WorkItem, pack_results
+from fieldpost.errors import BrokenStateError, InvalidObservationError
+from server.analyses import Analysis, AnalysisInput, AnalysisResult, FollowingAnalysis, Stretch
+from server.workers.jobs import (
+    STATE_BYTES_MAX,
+    Job,
+    JobDone,
+    ModelKey,
+    ModelPackage,
+    PlacedStretch,
+    ResultBlock,
+    WorkItem,
+    pack_results,
+)
 from server.workers.worker_wire import (
     Answer,
     Frame,
@@ -65,6 +75,13 @@ class DeviceAnalysis(Protocol):
         """Moves it, once, before its first batch."""
 
 
+class PreparedStretch(NamedTuple):
+    """What could be decoded of a stretch, and its places."""
+
+    places: list[int]
+    stretch: Stretch
+
+
 @dataclass(slots=True)
 class PreparedBatch:
     """A batch on its way through the worker.
@@ -72,8 +89,9 @@ class PreparedBatch:
     Attributes:
         refusals: In words why items, told by their places, have no input.
         places: The places of the inputs.
-        inputs: What could be decoded.
-        prepared: What the analysis made of them; None where it has not been asked.
+        inputs: What could be decoded of the items that are in no stretch.
+        stretches: The others.
+        prepared: What the analysis made of the inputs; None where it has not been asked.
         failure: What it raised instead.
         took_s: The time so far.
     """
@@ -81,6 +99,7 @@ class PreparedBatch:
     refusals: dict[int, str]
     places: list[int]
     inputs: list[AnalysisInput]
+    stretches: list[PreparedStretch] = field(default_factory=list)
     prepared: Any = None
     failure: Exception | None = None
     took_s: float = 0.0
@@ -136,7 +155,7 @@ class WorkerLoop:
         message = decode_message(frame)
         if not isinstance(message, Job):
             return Step(message)
-        return Step(message, prepare_batch(self._loaded.get(message.key), message.items))
+        return Step(message, prepare_batch(self._loaded.get(message.key), message.items, message.stretches))
 
     def _do(self, step: Step | None) -> bool:
         """Whether there may be more."""
@@ -209,7 +228,9 @@ def _start_passing(name: str, take: Callable[[], T | None], to: queue.Queue[T | 
     threading.Thread(target=run, name=name, daemon=True).start()
 
 
-def prepare_batch(analysis: Analysis | None, items: list[WorkItem]) -> PreparedBatch:
+def prepare_batch(
+    analysis: Analysis | None, items: list[WorkItem], stretches: Sequence[PlacedStretch] = ()
+) -> PreparedBatch:
     """Decodes the payloads, and lets the analysis prepare them where it is there and does so."""
     started = time.perf_counter()
     batch = PreparedBatch({}, [], [])
@@ -220,19 +241,33 @@ def prepare_batch(analysis: Analysis | None, items: list[WorkItem]) -> PreparedB
                 batch.places.append(place)
             except InvalidObservationError as error:
                 batch.refusals[place] = in_words(error)
+        if stretches:
+            _set_apart(batch, stretches)
         if isinstance(analysis, PreparingAnalysis) and batch.inputs:
             batch.prepared = analysis.prepare(batch.inputs)
     except Exception as error:
         batch.failure = error.with_traceback(None)  # its frames hold what there was no memory for
         batch.inputs.clear()
+        batch.stretches.clear()
     batch.took_s = time.perf_counter() - started
     return batch
 
 
+def _set_apart(batch: PreparedBatch, stretches: Sequence[PlacedStretch]) -> None:
+    """Takes what belongs to stretches out of the inputs. What could not be decoded is missing; the others follow on."""
+    single = dict(zip(batch.places, batch.inputs, strict=True))
+    for first_place, item_count, state in stretches:
+        places = [place for place in range(first_place, first_place + item_count) if place in single]
+        observations = [single.pop(place) for place in places]
+        batch.stretches.append(PreparedStretch(places, Stretch(state, observations)))
+    batch.places, batch.inputs = list(single), list(single.values())
+
+
 def finish_in_blocks(job_id: int, analysis: Analysis, batch: PreparedBatch) -> JobDone:
     """The answers of a prepared batch as they cross."""
-    if batch.failure is not None or not isinstance(analysis, BlockAnalysis):
-        return pack_results(job_id, finish_batch(analysis, batch))
+    if batch.failure is not None or batch.stretches or not isinstance(analysis, BlockAnalysis):
+        results, states = finish_batch(analysis, batch)
+        return pack_results(job_id, results, states=states)
     blocks, refused = analysis.predict_blocks(batch.inputs) if batch.inputs else ([], {})
     places = batch.places  # of the inputs, which are fewer than the items where some could not be decoded
     if batch.refusals:
@@ -241,8 +276,8 @@ def finish_in_blocks(job_id: int, analysis: Analysis, batch: PreparedBatch) -> J
     return JobDone(job_id, blocks, batch.refusals | refusals)
 
 
-def finish_batch(analysis: Analysis, batch: PreparedBatch) -> list[AnalysisResult | str]:
-    """The answers of a prepared batch; what cannot be answered is said in its place."""
+def finish_batch(analysis: Analysis, batch: PreparedBatch) -> tuple[list[AnalysisResult | str], list[bytes]]:
+    """The answers of a prepared batch, and the states after its stretches; what has no answer is said in its place."""
     if batch.failure is not None:
         raise batch.failure
     if batch.prepared is not None and isinstance(analysis, PreparingAnalysis):
@@ -250,14 +285,42 @@ def finish_batch(analysis: Analysis, batch: PreparedBatch) -> list[AnalysisResul
     else:
         answers = analysis.predict(batch.inputs) if batch.inputs else []
     results: dict[int, AnalysisResult | str] = dict(batch.refusals)
-    for place, answer in zip(batch.places, answers, strict=True):
-        results[place] = in_words(answer) if isinstance(answer, Exception) else answer
-    return [results[place] for place in range(len(results))]
+    results |= _placed(batch.places, answers)
+    states = _follow(analysis, batch.stretches, results) if batch.stretches else []
+    return [results[place] for place in range(len(results))], states
+
+
+def _follow(
+    analysis: Analysis, stretches: list[PreparedStretch], results: dict[int, AnalysisResult | str]
+) -> list[bytes]:
+    """Puts the answers of stretches into the results; returns what is known after each.
+
+    A stretch of which nothing could be decoded is not asked about: what is known stays as it was.
+    """
+    if not isinstance(analysis, FollowingAnalysis):
+        raise BrokenStateError(
+            f"expected a model version that remembers, but {analysis.name}@{analysis.version} was asked to follow"
+        )
+    asked = [each for each in stretches if each.places]
+    followed = analysis.follow([each.stretch for each in asked]) if asked else []
+    for (places, _), (answers, state) in zip(asked, followed, strict=True):
+        results |= _placed(places, answers)
+        if len(state) > STATE_BYTES_MAX:
+            raise BrokenStateError(f"expected a state of at most {STATE_BYTES_MAX} bytes, but got {len(state)}")
+    told = iter(followed)
+    return [next(told).state if places else stretch.state for places, stretch in stretches]
+
+
+def _placed(places: list[int], answers: list[AnalysisResult | Exception]) -> dict[int, AnalysisResult | str]:
+    return {
+        place: in_words(answer) if isinstance(answer, Exception) else answer
+        for place, answer in zip(places, answers, strict=True)
+    }
 
 
 def predict_items(analysis: Analysis, items: list[WorkItem]) -> list[AnalysisResult | str]:
     """Both steps: payloads in, answers out; what cannot be answered is said in its place."""
-    return finish_batch(analysis, prepare_batch(analysis, items))
+    return finish_batch(analysis, prepare_batch(analysis, items))[0]
 
 
 def in_words(error: Exception) -> str:

@@ -42,7 +42,8 @@ def _start_built_in(device: str, threads: int, memory_bytes: int) -> tuple[Ready
     _limit_memory(memory_bytes)
 
     def load(package: ModelPackage) -> Analysis:
-        analysis = load_analysis(package.key.analysis, package.key.version)
+        weights = package.content if package.is_trained else b""
+        analysis = load_analysis(package.key.analysis, package.key.version, weights)
         if device != "cpu" and isinstance(analysis, DeviceAnalysis):
             analysis.to(device)
         return analysis

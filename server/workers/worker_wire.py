@@ -2,7 +2,7 @@
 
 What the server says is pickled, for a worker trusts the server. What a worker says is never unpickled: a process that
 runs a stranger's model may be the stranger's by now. Its answers are JSON and plain arrays, and each is checked before
-anybody uses it. Payloads and arrays lie in the body as they are, without an object around each.
+anybody uses it. Payloads, arrays and states lie in the body as they are, without an object around each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import BrokenStateError
-from server.workers.jobs import Job, JobDone, ModelKey, ModelPackage, ResultBlock, VariableNames, WorkItem
+from server.workers.jobs import (
+    STATE_BYTES_MAX,
+    Job,
+    JobDone,
+    ModelKey,
+    ModelPackage,
+    PlacedStretch,
+    ResultBlock,
+    VariableNames,
+    WorkItem,
+)
 
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 """A larger answer is none: so much a worker of ours never says, and a strange one must not fill the server's memory."""
@@ -128,11 +138,14 @@ def encode_message(message: Message) -> list[Buffer]:
     if isinstance(message, Job):
         columns = list(zip(*message.items, strict=True))
         payloads: Sequence[bytes] = columns[0] if columns else ()
-        told = (message.job_id, tuple(message.key), message.timeout_s, [len(each) for each in payloads], columns[1:])
-        return frame_parts(pickle.dumps(("job", told), 5), payloads)
+        lengths = [len(each) for each in payloads]
+        stretches = [(first_place, count, len(state)) for first_place, count, state in message.stretches]
+        told = (message.job_id, tuple(message.key), message.timeout_s, lengths, columns[1:], stretches)
+        return frame_parts(pickle.dumps(("job", told), 5), [*payloads, *(each.state for each in message.stretches)])
     if isinstance(message, Load):
         package = message.package
-        return frame_parts(pickle.dumps(("load", (tuple(package.key), package.manifest)), 5), [package.content])
+        facts = (tuple(package.key), package.manifest, package.is_trained)
+        return frame_parts(pickle.dumps(("load", facts), 5), [package.content])
     return frame_parts(pickle.dumps(("unload", tuple(message.key)), 5), [])
 
 
@@ -140,17 +153,28 @@ def decode_message(frame: Frame) -> Message:
     """The opposite, in the worker."""
     kind, told = pickle.loads(frame.header)
     if kind == "job":
-        job_id, key, timeout_s, lengths, columns = told
-        payloads, start = [], 0
-        for length in lengths:
-            payloads.append(bytes(frame.body[start : start + length]))
-            start += length
+        job_id, key, timeout_s, lengths, columns, stretches = told
+        payloads = _cut(frame.body, 0, lengths)
         items = list(map(WorkItem._make, zip(payloads, *columns, strict=True)))
-        return Job(job_id, ModelKey(*key), items, timeout_s)
+        states = _cut(frame.body, sum(lengths), [each[2] for each in stretches])
+        placed = [
+            PlacedStretch(first_place, count, state)
+            for (first_place, count, _), state in zip(stretches, states, strict=True)
+        ]
+        return Job(job_id, ModelKey(*key), items, timeout_s, placed)
     if kind == "load":
-        key, manifest = told
-        return Load(ModelPackage(ModelKey(*key), manifest, bytes(frame.body)))
+        key, manifest, is_trained = told
+        return Load(ModelPackage(ModelKey(*key), manifest, bytes(frame.body), is_trained))
     return Unload(ModelKey(*told))
+
+
+def _cut(body: memoryview, start: int, lengths: Sequence[int]) -> list[bytes]:
+    """Pieces of a body that lie one behind the other."""
+    pieces = []
+    for length in lengths:
+        pieces.append(bytes(body[start : start + length]))
+        start += length
+    return pieces
 
 
 def encode_answer(answer: Answer) -> list[Buffer]:
@@ -171,8 +195,9 @@ def encode_answer(answer: Answer) -> list[Buffer]:
         "failure": answer.failure[:TEXT_CHARACTERS_MAX],
         "is_out_of_memory": answer.is_out_of_memory,
         "duration_s": answer.duration_s,
+        "states": [len(each) for each in answer.states],
     }
-    return frame_parts(json.dumps(told).encode(), arrays)
+    return frame_parts(json.dumps(told).encode(), [*arrays, *answer.states])  # behind the arrays, which stay aligned
 
 
 def decode_answer(frame: Frame) -> Answer:
@@ -210,6 +235,11 @@ def _decode_done(told: dict[str, object], body: memoryview) -> JobDone:
         block.check()
         blocks.append(block)
     refusals = {int(place): _text(text) for place, text in told["refusals"].items()}  # type: ignore[attr-defined]
+    lengths: list[int] = told["states"]  # type: ignore[assignment]  # a TypeError is caught
+    if not all(type(length) is int and 0 <= length <= STATE_BYTES_MAX for length in lengths):
+        raise ValueError(f"a state has no length from 0 to {STATE_BYTES_MAX} bytes")
+    if len(body) != start + sum(lengths):
+        raise ValueError(f"{len(body)} bytes, and {start} of arrays and {sum(lengths)} of states, do not agree")
     return JobDone(
         int(told["done"]),  # type: ignore[call-overload]
         blocks,
@@ -217,6 +247,7 @@ def _decode_done(told: dict[str, object], body: memoryview) -> JobDone:
         _text(told["failure"]),
         bool(told["is_out_of_memory"]),
         float(told["duration_s"]),  # type: ignore[arg-type]
+        _cut(body, start, lengths),
     )
 
 
@@ -226,10 +257,15 @@ def _text(given: object) -> str:
     return text
 
 
-def answers_all(done: JobDone, item_count: int) -> bool:
-    """Whether an answer has a result or a refusal for each item of its batch, once; or a failure of the whole."""
+def answers_all(done: JobDone, item_count: int, stretch_count: int = 0) -> bool:
+    """Whether an answer has a result or a refusal for each item of its batch, once, and a state for each stretch.
+
+    One that says that the whole batch failed has none of these.
+    """
     if done.failure:
         return True
+    if len(done.states) != stretch_count:
+        return False
     places = [*done.refusals, *(place for block in done.blocks for place in block.places)]
     return len(places) == item_count and set(places) == set(range(item_count))
 
