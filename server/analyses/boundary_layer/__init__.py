@@ -5,21 +5,28 @@ Importing this costs no torch, NetCDF or matplotlib; load and draw do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidRequestError
 from server.analyses import Analysis, AnalysisInput, AnalysisResult
+from server.analyses.boundary_layer.clock import course_start_nanos
 
 NAME = "boundary-layer-height"
-VERSIONS = (1,)
+WAVELET, GRADIENT, VARIANCE, SHORTEST_PATH, LEARNED = 1, 2, 3, 4, 5
+VERSIONS = (WAVELET,)
+FIRST_TRAINED_VERSION = 1001
+"""Versions below come with Fieldpost; those from here on were trained at a network, and are learned ones."""
+REMEMBERING_VERSIONS = frozenset({VARIANCE, SHORTEST_PATH, LEARNED})
 INSTRUMENT_MODELS = frozenset({"cl31", "cl51", "ct25k", "chm15k", "cl61"})
 MAX_BATCH = 64
 """Measured (benchmarks/wavelet.py, one CPU thread): a batch of 64 runs ten times as many profiles a second as one by
 one; 128 is within 4 % of it, and 512 runs fewer again."""
+SHIPPED_WEIGHTS = Path(__file__).parent / "learned.safetensors"
 
 
 def load(version: int) -> Analysis:
@@ -28,11 +35,44 @@ def load(version: int) -> Analysis:
     Raises:
         InvalidRequestError: There is no such version.
     """
-    if version not in VERSIONS:
-        raise InvalidRequestError(f"expected a version of {NAME} among {VERSIONS}, but got {version}")
-    from server.analyses.boundary_layer.analysis import BoundaryLayerHeight
+    if version == WAVELET:
+        from server.analyses.boundary_layer.analysis import BoundaryLayerHeight
 
-    return BoundaryLayerHeight()
+        return BoundaryLayerHeight()
+    if version == GRADIENT:
+        from server.analyses.boundary_layer.gradient import GradientHeight
+
+        return GradientHeight()
+    if version == VARIANCE:
+        from server.analyses.boundary_layer.variance import VarianceHeight
+
+        return VarianceHeight()
+    if version == SHORTEST_PATH:
+        from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
+
+        return ShortestPathHeight()
+    if version == LEARNED:
+        return load_trained(version, SHIPPED_WEIGHTS.read_bytes())
+    raise InvalidRequestError(f"expected a version of {NAME} among {VERSIONS}, but got {version}")
+
+
+def load_trained(version: int, content: bytes) -> Analysis:
+    """Loads a learned version from its weights, a safetensors file.
+
+    Raises:
+        InvalidRequestError: They are no such weights.
+    """
+    from server.analyses.boundary_layer.learned import LearnedHeight
+    from server.analyses.boundary_layer.weights import Weights
+
+    return LearnedHeight(Weights.from_bytes(content), version)
+
+
+def course_start(version: int, measure_unix_nanos: int, longitude_deg: float | None) -> int | None:
+    """The start of the course that an instant belongs to, nanoseconds since 1970; None where a version forgets."""
+    if version in REMEMBERING_VERSIONS or version >= FIRST_TRAINED_VERSION:
+        return course_start_nanos(measure_unix_nanos, longitude_deg)
+    return None
 
 
 def draw(
@@ -41,6 +81,7 @@ def draw(
     inputs: Sequence[AnalysisInput],
     results: Sequence[AnalysisResult | None],
     truth: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
+    others: Mapping[str, Sequence[AnalysisResult | None]] = MappingProxyType({}),
 ) -> None:
     """Draws backscatter over time and height with the retrieved heights, as a PNG file.
 
@@ -50,10 +91,11 @@ def draw(
         inputs: The observations of one instrument, in any order; those that cannot be decoded are left out.
         results: The result of each, or None where there is none.
         truth: Where it is known: instants (times,), nanoseconds since 1970 UTC, and heights (times,), m.
+        others: What other versions say of the same observations, by the name that the legend has for them.
 
     Raises:
         InvalidRequestError: There is nothing to draw.
     """
     from server.analyses.boundary_layer.figure import draw_time_height
 
-    draw_time_height(path, title, inputs, results, truth)
+    draw_time_height(path, title, inputs, results, truth, others)
