@@ -29,15 +29,19 @@ def table_lines(table: PredictionTable) -> Iterator[str]:
     names = list(table.variables)
     head = ["time (UTC)", "station", "instrument", "analysis", *names]
     units = ["", "", "", "", *(table.units[name] for name in names)]
-    return aligned([head, units, *_cells(table, missing="-", digits=6)], right_from=4)
+    rows = list(_cells(table, missing="-", digits=6))
+    for row in np.flatnonzero(table.is_provisional):
+        rows[row][3] += " (provisional)"
+    return aligned([head, units, *rows], right_from=4)
 
 
 def csv_lines(table: PredictionTable) -> Iterator[str]:
     """The table as CSV with a header line; a missing value is an empty field."""
     names = [f"{name} ({table.units[name]})" for name in table.variables]
-    yield _csv_line(["time", "station", "instrument", "analysis", *names])
-    for cells in _cells(table, missing="", digits=9):  # nine digits bring a float32 back bit for bit
-        yield _csv_line(cells)
+    yield _csv_line(["time", "station", "instrument", "analysis", "is_provisional", *names])
+    rows = _cells(table, missing="", digits=9)  # nine digits bring a float32 back bit for bit
+    for cells, is_provisional in zip(rows, table.is_provisional.tolist(), strict=True):
+        yield _csv_line([*cells[:4], str(int(is_provisional)), *cells[4:]])
 
 
 def _csv_line(cells: Sequence[str]) -> str:
@@ -80,12 +84,16 @@ def aligned(rows: list[list[str]], *, right_from: int) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
+FIXED = ("time", "prediction_id", "station", "instrument", "analysis", "model_version", "is_provisional", "failure")
+"""Keys of a row that are no variable."""
+
+
 def watch_line(row: dict[str, object]) -> str:
     """One row of json_rows for people who watch."""
-    fixed = ("time", "prediction_id", "station", "instrument", "analysis", "model_version", "failure")
-    values = [f"{name} {_watched(value)}" for name, value in row.items() if name not in fixed]
+    values = [f"{name} {_watched(value)}" for name, value in row.items() if name not in FIXED]
     said = f"failed: {row['failure']}" if "failure" in row else ", ".join(values)
-    return f"{row['time']}  {row['station']}/{row['instrument']}  {row['analysis']}@{row['model_version']}  {said}"
+    asked = f"{row['analysis']}@{row['model_version']}" + (" (provisional)" if row["is_provisional"] else "")
+    return f"{row['time']}  {row['station']}/{row['instrument']}  {asked}  {said}"
 
 
 def _watched(value: object) -> str:

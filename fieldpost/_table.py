@@ -32,6 +32,8 @@ class PredictionTable:
         variables: The quantities by name, each (rows,), float32, in units[name]; NaN where missing.
         units: The UDUNITS string of each variable.
         failures: The predictions that have no value, whose `failure` says why. They have no row.
+        is_provisional: (rows,), bool: whether the prediction will be made again, since some of the history that it
+            depends on was still to come, or came since.
         flag_meanings: By name of the variable whose values are numbers of classes: what 0, 1, 2 and so on mean.
     """
 
@@ -44,6 +46,7 @@ class PredictionTable:
     variables: dict[str, NDArray[np.float32]]
     units: dict[str, str]
     failures: tuple[pb.Prediction, ...]
+    is_provisional: NDArray[np.bool_]
     flag_meanings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -75,6 +78,7 @@ class PredictionTable:
                 "analysis": str(self.analysis[row]),
                 "model_version": int(self.model_version[row]),
                 "prediction_id": int(self.prediction_id[row]),
+                "is_provisional": bool(self.is_provisional[row]),
                 **{name: float(values[row]) for name, values in self.variables.items()},
             }
             for row, micros in enumerate(self.time.astype("datetime64[us]") - np.datetime64(0, "us"))
@@ -98,7 +102,7 @@ def to_table(predictions: Iterable[pb.Prediction]) -> PredictionTable:
     time = np.concatenate([np.empty(0, np.int64), *nanos]).view("datetime64[ns]")
     order = np.argsort(time, kind="stable")  # files of two instruments overlap in time
 
-    def column(values: list[str] | list[int], dtype: type[_Scalar]) -> NDArray[_Scalar]:
+    def column(values: list[str] | list[int] | list[bool], dtype: type[_Scalar]) -> NDArray[_Scalar]:
         return np.repeat(np.array(values, dtype=dtype), counts)[order]
 
     return PredictionTable(
@@ -111,6 +115,7 @@ def to_table(predictions: Iterable[pb.Prediction]) -> PredictionTable:
         variables={name: _variable(name, answered, counts)[order] for name in units},
         units=units,
         failures=tuple(failures),
+        is_provisional=column([each.is_provisional for each in answered], np.bool_),
         flag_meanings=_flag_meanings(answered),
     )
 
@@ -193,6 +198,7 @@ def json_rows(prediction: pb.Prediction) -> Iterator[dict[str, object]]:
         "instrument": prediction.instrument,
         "analysis": prediction.analysis,
         "model_version": prediction.model_version,
+        "is_provisional": prediction.is_provisional,
     }
     if prediction.failure:
         yield {"time": iso_utc(from_timestamp(prediction.measure_time)), **base, "failure": prediction.failure}

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from fieldpost.errors import FieldpostError, TryAgainError
+from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
 from flows.bag import (
     PART_PREFIX,
     OnStep,
@@ -142,8 +142,7 @@ class Archivist:
         make_folder(final.parent)
         part = final.with_name(f"{PART_PREFIX}{final.name}-{secrets.token_hex(4)}")
         try:
-            manifest_sha256 = write_part(part, reader, contents, version, now_unix_nanos, self._on_step)
-            verified_count = verify(part, reader, contents)
+            manifest_sha256, verified_count = self._write(part, reader, contents, version, now_unix_nanos)
             self._on_step(Step.VERIFIED, part)
             publish(part, final)
         except BaseException:
@@ -154,6 +153,21 @@ class Archivist:
         self._record(reader.day, record)
         self._on_step(Step.RECORDED, final)
         return self._report(reader.day, "archived", record, contents, verified_count)
+
+    def _write(
+        self, part: Path, reader: DayReader, contents: Contents, version: int, now_unix_nanos: int
+    ) -> tuple[str, int]:
+        """Writes the bag and reads it back; returns the SHA-256 of its manifest, and how many others were compared."""
+        try:
+            manifest_sha256 = write_part(part, reader, contents, version, now_unix_nanos, self._on_step)
+            return manifest_sha256, verify(part, reader, contents)
+        except BrokenStateError as error:
+            if reader.look().sha256 == contents.sha256:
+                raise
+            raise TryAgainError(
+                f"{reader.day} changed while it was archived: predictions of it were made again",
+                hint="run again; nothing is left behind",
+            ) from error
 
     def _record_found(self, reader: DayReader, contents: Contents, version: int, final: Path) -> ArchivedDay:
         """Records a bag that an earlier run published, once it has been read back again."""

@@ -35,7 +35,14 @@ from server.mqtt.gateway import Gateway, TlsFiles
 from server.mqtt.refused import RefusedMessages
 from server.mqtt.shards import ShardPart, parse_shard_part
 from server.operation.capacity import CapacityDesk
-from server.operation.readings import read_batcher, read_brokers, read_disk, read_ingest, read_stations
+from server.operation.readings import (
+    read_batcher,
+    read_brokers,
+    read_disk,
+    read_ingest,
+    read_predictions,
+    read_stations,
+)
 from server.prediction.inference import Inference
 from server.prediction.predicting import Predicting
 from server.settings import Settings
@@ -128,7 +135,8 @@ async def serve(settings: Settings) -> None:
             port = await grpc_server.start()
             try:
                 gateways = _start_gateways(parts, settings, urls, shards, ingest, store, commands)
-                for read in (read_ingest(ingest), read_disk(settings.data_folder), read_stations(store)):
+                stored = (read_stations(store), read_predictions(store))
+                for read in (read_ingest(ingest), read_disk(settings.data_folder), *stored):
                     metrics.add(read)
                 metrics.add(read_brokers(gateways))
                 if batcher is not None:

@@ -15,19 +15,26 @@ from archive_support import (
     archive_day,
     hash_tree,
     ingest_telegrams,
+    model_row_id,
     open_site,
     parts,
     predict,
     read_csv,
     recorded,
 )
+from sqlalchemy import select, update
 
 from fieldpost.errors import BrokenStateError, TryAgainError
 from flows.archivist import Archivist, FailedDay, archive_days
 from flows.bag import Step
 from flows.durable import locked
 from server.archive.bags import newest_bag
+from server.archive.retention import prune
+from server.prediction.course import Course
+from server.prediction.course_rows import StretchWrite, write_stretch
+from server.queries.predictions import NewPrediction, encode_failure
 from server.storage.store import Store
+from server.storage.tables import model_versions, observations
 
 V1 = "lindenberg/cl51/2025/2025-06-15.v1"
 V2 = "lindenberg/cl51/2025/2025-06-15.v2"
@@ -50,6 +57,48 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def archivist(store: Store, archive: Path) -> Archivist:
     return Archivist(store, archive)
+
+
+def make_again(store: Store, sequence: int) -> None:
+    """A prediction that was provisional is replaced, as the follower does."""
+    model_id = model_row_id(store, "boundary-layer-height", 1)
+    with store.read() as connection:
+        row = connection.execute(select(observations).where(observations.c.sequence == sequence)).one()
+    content = encode_failure("another answer")
+    facts = (row.id, model_id, row.instrument_id, row.measure_unix_nanos, NOW_NANOS + 5, content, False)
+    wanted = StretchWrite(
+        model_id, row.instrument_id, Course(0, 1 << 62), [NewPrediction(*facts)], [row.id], None, None
+    )
+    assert store.write(lambda connection: write_stretch(connection, wanted)).result(10) is None
+
+
+def test_a_prediction_that_is_made_again_makes_a_new_version_and_is_not_let_go_before(
+    store: Store, archivist: Archivist, archive: Path
+) -> None:
+    archive_day(archivist)
+    make_again(store, 1)
+    settle = update(model_versions).values(settled_observation_id=10)
+    store.write(lambda connection: connection.execute(settle)).result(10)
+    report = prune(store, archive, hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True)
+    assert (report.observation_count, report.not_in_bag_count) == (2, 1)
+    again = archive_day(archivist)
+    assert (again.status, again.record.version, again.record.prediction_count) == ("archived", 2, 2)
+    assert recorded(store) == [(V1, 1), (V2, 2)]
+    report = prune(store, archive, hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True)
+    assert (report.observation_count, report.not_in_bag_count) == (3, 0)
+
+
+def test_a_day_whose_predictions_are_made_again_while_it_is_archived_is_tried_again(
+    store: Store, archive: Path
+) -> None:
+    def meddle(step: Step, _: Path) -> None:
+        if step is Step.LOOKED:
+            make_again(store, 1)
+
+    with pytest.raises(TryAgainError, match="made again"):
+        archive_day(Archivist(store, archive, on_step=meddle))
+    assert not parts(archive) and not recorded(store)
+    assert archive_day(Archivist(store, archive)).status == "archived"
 
 
 def test_a_day_that_is_archived_is_left_as_it_is(archivist: Archivist, archive: Path) -> None:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from fieldpost._render import csv_lines, json_lines, message_json, station_lines, table_lines
+from fieldpost._render import csv_lines, json_lines, message_json, station_lines, table_lines, watch_line
 from fieldpost._requests import list_request, prediction_pages, retry_request, watch_request
-from fieldpost._table import to_table
+from fieldpost._table import json_rows, to_table
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.testing import make_prediction
 from fieldpost.v1 import prediction_pb2, station_pb2
@@ -152,6 +152,7 @@ def test_records_hold_plain_python_values() -> None:
         "analysis": "boundary-layer-height",
         "model_version": 1,
         "prediction_id": 0,
+        "is_provisional": False,
         HEIGHT[0]: 800.5,
     }
 
@@ -176,12 +177,26 @@ def test_csv_brings_every_float32_back_bit_for_bit() -> None:
     values = np.float32([0.1, 1 / 3, 12345.678, 1e-30])
     times = [f"2025-06-01T12:00:0{n}Z" for n in range(4)]
     head, *lines = csv_lines(to_table([make_prediction(times, {HEIGHT: values.tolist()})]))
-    assert head == "time,station,instrument,analysis,atmosphere_boundary_layer_thickness (m)"
+    assert head == "time,station,instrument,analysis,is_provisional,atmosphere_boundary_layer_thickness (m)"
     np.testing.assert_array_equal(np.float32([line.split(",")[-1] for line in lines]), values)
 
 
+def test_what_will_be_made_again_says_so_in_every_form() -> None:
+    provisional = example()
+    provisional.is_provisional = True
+    stands, again = make_prediction(["2025-06-01"], {HEIGHT: [1.0]}), list(json_rows(provisional))
+    assert [row["is_provisional"] for row in again] == [True, True]
+    assert "@1 (provisional)  " in watch_line(again[0])
+    assert "provisional" not in watch_line(next(iter(json_rows(stands))))
+    table = to_table([stands, provisional])
+    assert table.is_provisional.tolist() == [False, True, True]
+    assert [row["is_provisional"] for row in table.to_dict()] == [False, True, True]
+    assert ["(provisional)" in line for line in table_lines(table)][2:] == [False, True, True]
+    assert [line.split(",")[4] for line in csv_lines(table)] == ["is_provisional", "0", "1", "1"]
+
+
 def test_csv_has_an_empty_field_where_a_value_is_missing() -> None:
-    assert list(csv_lines(to_table([example()])))[2].endswith("boundary-layer-height@1,")
+    assert list(csv_lines(to_table([example()])))[2].endswith("boundary-layer-height@1,0,")
 
 
 def test_the_table_for_people_has_its_columns_below_each_other() -> None:

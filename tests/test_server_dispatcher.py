@@ -26,6 +26,8 @@ from server.ingest.core import Ingest
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.models.card import ModelCard, ModelState, Restriction
 from server.prediction import dispatcher as dispatcher_module
+from server.prediction import settled as settled_module
+from server.prediction import streams as streams_module
 from server.prediction.answer_order import AnswerOrder
 from server.prediction.dispatcher import Dispatcher
 from server.prediction.pending import Span, find_pending, move_settled, read_settled
@@ -425,8 +427,8 @@ def test_a_look_is_short_however_many_others_there_are(tmp_path: Path, monkeypat
 def test_a_mark_that_is_set_back_is_noticed_also_for_what_came_fresh(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.05)
-    monkeypatch.setattr(dispatcher_module, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(settled_module, "SETTLE_EVERY_S", 0.05)
+    monkeypatch.setattr(streams_module, "LOOK_AGAIN_S", 0.05)
 
     async def scenario(predicting: Predicting) -> None:
         await predicting.send(1, 2)
@@ -455,8 +457,8 @@ def test_a_mark_that_is_set_back_is_noticed_also_for_what_came_fresh(
 def test_a_failure_that_is_to_be_tried_again_before_the_mark_has_passed_it_is_noticed(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.3)
-    monkeypatch.setattr(dispatcher_module, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(settled_module, "SETTLE_EVERY_S", 0.3)
+    monkeypatch.setattr(streams_module, "LOOK_AGAIN_S", 0.05)
 
     async def scenario(predicting: Predicting) -> None:
         await predicting.send_all([make_observation(1), make_observation(2, b"poison"), make_observation(3)])
@@ -493,7 +495,7 @@ def test_who_was_restricted_meanwhile_moves_no_mark(tmp_path: Path) -> None:
 
 
 def test_the_mark_stays_behind_what_is_not_stored_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.03)
+    monkeypatch.setattr(settled_module, "SETTLE_EVERY_S", 0.03)
 
     async def scenario(predicting: Predicting) -> None:
         await predicting.send(1, 2, 3)
@@ -519,8 +521,8 @@ def test_the_mark_stays_behind_what_is_not_stored_yet(tmp_path: Path, monkeypatc
 def test_however_often_it_is_stopped_each_observation_is_predicted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "SETTLE_EVERY_S", 0.01)
-    monkeypatch.setattr(dispatcher_module, "BACKLOG_WAIT_S", 0.001)
+    monkeypatch.setattr(settled_module, "SETTLE_EVERY_S", 0.01)
+    monkeypatch.setattr(streams_module, "BACKLOG_WAIT_S", 0.001)
 
     async def scenario(predicting: Predicting) -> None:
         predicting.pool.workers[0].delay_s = 0.002

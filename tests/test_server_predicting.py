@@ -20,7 +20,7 @@ from server.ingest.core import Ingest
 from server.models import catalogue
 from server.models.card import ModelState, Trial
 from server.models.files import ModelFiles
-from server.prediction import dispatcher as dispatcher_module
+from server.prediction import streams as streams_module
 from server.prediction import predicting as predicting_module
 from server.prediction.predicting import Predicting
 from server.storage.store import Store
@@ -257,7 +257,7 @@ def test_a_dispatcher_that_fails_is_started_again_and_disturbs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predicting_module, "RETRY_WAIT_MIN_S", 0.05)
-    monkeypatch.setattr(dispatcher_module, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(streams_module, "LOOK_AGAIN_S", 0.05)
 
     async def scenario(running: Running) -> None:
         other = ModelKey("other", 1)

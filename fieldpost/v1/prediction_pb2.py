@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66ieldpost/v1/prediction.proto\x12\x0c\x66ieldpost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x02\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\x03\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x12\n\ninstrument\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x03\x12\x10\n\x08\x61nalysis\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\x05\x12\x30\n\x0cmeasure_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63\x61pture_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpredict_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11sample_unix_nanos\x18\x0b \x03(\x03\x12)\n\tvariables\x18\x0c \x03(\x0b\x32\x16.fieldpost.v1.Variable\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\"M\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x15\n\rflag_meanings\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66ieldpost/v1/prediction.proto\x12\x0c\x66ieldpost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x03\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\x03\x12\x0f\n\x07station\x18\x02 \x01(\t\x12\x12\n\ninstrument\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x03\x12\x10\n\x08\x61nalysis\x18\x06 \x01(\t\x12\x15\n\rmodel_version\x18\x07 \x01(\x05\x12\x30\n\x0cmeasure_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63\x61pture_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpredict_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11sample_unix_nanos\x18\x0b \x03(\x03\x12)\n\tvariables\x18\x0c \x03(\x0b\x32\x16.fieldpost.v1.Variable\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12\x16\n\x0eis_provisional\x18\x0e \x01(\x08\"M\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x15\n\rflag_meanings\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fieldpost.v1.prediction_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTION']._serialized_start=81
-  _globals['_PREDICTION']._serialized_end=464
-  _globals['_VARIABLE']._serialized_start=466
-  _globals['_VARIABLE']._serialized_end=543
+  _globals['_PREDICTION']._serialized_end=488
+  _globals['_VARIABLE']._serialized_start=490
+  _globals['_VARIABLE']._serialized_end=567
 # @@protoc_insertion_point(module_scope)

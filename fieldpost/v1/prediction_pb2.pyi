@@ -21,7 +21,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Prediction(_message.Message):
-    """At most one prediction exists for each pair of observation and model version."""
+    """At most one prediction exists for each pair of observation and model version. One that is made again gets a new
+    number, and the one before it is gone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -38,6 +40,7 @@ class Prediction(_message.Message):
     SAMPLE_UNIX_NANOS_FIELD_NUMBER: _builtins.int
     VARIABLES_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    IS_PROVISIONAL_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.int
     """Number of the prediction at its server: ascending in the order in which predictions were made. It is the resume
     token of Predictions.Watch.
@@ -57,6 +60,10 @@ class Prediction(_message.Message):
     failure: _builtins.str
     """Why there is no value; empty where there is one. An observation that cannot be predicted is kept and named here,
     and not tried again for ever.
+    """
+    is_provisional: _builtins.bool
+    """Whether it will be made again. A model version that remembers predicts from what an instrument measured before;
+    where some of that was still to come when this was made, or came since, it is provisional. Absent: it stands.
     """
     @_builtins.property
     def measure_time(self) -> _timestamp_pb2.Timestamp:
@@ -94,10 +101,11 @@ class Prediction(_message.Message):
         sample_unix_nanos: _abc.Iterable[_builtins.int] | None = ...,
         variables: _abc.Iterable[Global___Variable] | None = ...,
         failure: _builtins.str = ...,
+        is_provisional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture_time", b"capture_time", "measure_time", b"measure_time", "predict_time", b"predict_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "capture_time", b"capture_time", "epoch", b"epoch", "failure", b"failure", "instrument", b"instrument", "measure_time", b"measure_time", "model_version", b"model_version", "predict_time", b"predict_time", "prediction_id", b"prediction_id", "sample_unix_nanos", b"sample_unix_nanos", "sequence", b"sequence", "station", b"station", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "capture_time", b"capture_time", "epoch", b"epoch", "failure", b"failure", "instrument", b"instrument", "is_provisional", b"is_provisional", "measure_time", b"measure_time", "model_version", b"model_version", "predict_time", b"predict_time", "prediction_id", b"prediction_id", "sample_unix_nanos", b"sample_unix_nanos", "sequence", b"sequence", "station", b"station", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ from fieldpost.words import count, size, span
 from server.batching.batcher import Batcher
 from server.models import catalogue
 from server.models.files import ModelFiles
+from server.queries.predictions import count_provisional
 from server.settings import Settings
 from server.storage.database import MIGRATIONS, open_engine
 from server.storage.tables import instruments, stations
@@ -131,6 +132,7 @@ def _judge_database(engine: Engine, now_unix_s: float) -> Iterator[Finding]:
             return
         yield from _judge_durability(connection)
         yield from _judge_stations(connection, now_unix_s)
+        yield from _judge_courses(connection)
 
 
 def _judge_durability(connection: Connection) -> Iterator[Finding]:
@@ -162,6 +164,14 @@ def _judge_stations(connection: Connection, now_unix_s: float) -> Iterator[Findi
         some = ", ".join(silent[:5]) + (" and more" if len(silent) > 5 else "")
         hint = "look at them: fieldpost-agent check at the station"
         yield Finding("WARN", "stations", f"{len(silent)} said nothing for {span(SILENT_STATION_S)}: {some}", hint)
+
+
+def _judge_courses(connection: Connection) -> Iterator[Finding]:
+    """What model versions that remember will make again, and why."""
+    for key, provisional_count in count_provisional(connection).items():
+        what = f"{key}: {count(provisional_count, 'prediction')} provisional, to be made again when what is missing"
+        hint = "stations send it as backlog; what was lost for good is waited for an hour, while a server predicts"
+        yield Finding("WARN", "predictions", f"{what} before them has come", hint)
 
 
 def _judge_segments(settings: Settings) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from fieldpost.v1 import station_pb2
 from server.batching.batcher import Batcher
 from server.ingest.core import Ingest
 from server.mqtt.gateway import Gateway
+from server.queries.predictions import count_provisional
 from server.storage.store import Store
 from server.storage.tables import stations
 from server.telemetry.metrics import Read, Sample
@@ -54,6 +55,17 @@ def read_stations(store: Store) -> Read:
             rows = connection.execute(select(stations.c.status)).scalars().all()
         online = sum(station_pb2.StationStatus.FromString(status).is_online for status in rows if status)
         return {"stations_registered": [((), len(rows))], "stations_online": [((), online)]}
+
+    return read
+
+
+def read_predictions(store: Store) -> Read:
+    """What is to be made again."""
+
+    def read() -> dict[str, list[Sample]]:
+        with store.read() as connection:
+            counts = count_provisional(connection)
+        return {"predictions_provisional": [((str(key),), count) for key, count in counts.items()]}
 
     return read
 

@@ -11,91 +11,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-from sqlalchemy import Connection
 
 from fieldpost.errors import BrokenStateError, OverloadedError, TryAgainError
 from server.analyses import AnalysisResult
 from server.batching.batcher import Batcher, PredictionFailedError
-from server.batching.policy import MIB, Priority
+from server.batching.policy import MIB
 from server.broadcast import Broadcast
-from server.models.card import ModelCard, ModelState
+from server.models.card import ModelCard
 from server.prediction.answer_order import AnswerOrder
-from server.prediction.pending import (
-    PendingObservation,
-    Span,
-    find_live_mark,
-    find_pending,
-    last_observation_id,
-    load_item,
-    move_settled,
-    read_settled,
-)
-from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
+from server.prediction.answers import Answer, begin_trip, commit_at_last, make_answer, note_stored
+from server.prediction.pending import PendingObservation, Span, find_pending, last_observation_id, load_item
+from server.prediction.settled import SettledMark
+from server.prediction.streams import Stream, choose_priority, go_back, read_live_mark
+from server.queries.predictions import write_predictions
 from server.storage.store import Store
 from server.telemetry.observer import Observer, Trip
 from server.workers.jobs import WorkItem
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 IN_FLIGHT_MAX = 1024
 """Observations of one stream in memory; enough to keep workers busy, little enough to lose."""
 IN_FLIGHT_BYTES_MAX = 128 * MIB
 """Of their payloads; a larger one goes alone."""
-LOOK_AGAIN_S = 10.0
-"""How often to look without being told: for what another process stored or registered."""
-BACKLOG_WAIT_S = 0.1
-"""The backlog is in no hurry: it lets what is stored come together, and leaves the database to the live stream."""
-SETTLE_EVERY_S = 10.0
-SETTLE_AGAIN_S = 0.2
-SETTLE_IDS_MAX = 2000
-"""Observations over which the mark moves at once: what is moved over is looked at, and others wait to write."""
 RETRY_WAIT_S = 1.0
 OVERLOAD_WAIT_S = 0.1
 WRITE_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """A prediction that is to be stored, and what is told of it when it is."""
-
-    prediction: NewPrediction
-    trip: Trip
-    failure: str
-
-
 @dataclass(slots=True)
-class _Stream:
-    """One of the two streams.
+class _Stream(Stream):
+    """One of the two streams, with what is on its way.
 
     Attributes:
-        is_live: Which.
-        priority: What its observations yield to.
-        mark_id: The last observation that is no live one, however fresh it was.
-        cursor: Everything of this stream up to this observation was dispatched.
         in_flight: Bytes by observation of what is not stored yet.
         order: Of their answers.
         has_room: Whether at most half of what may be in flight is.
     """
 
-    is_live: bool
-    priority: Priority
-    mark_id: int
-    cursor: int
     in_flight: dict[int, int] = field(default_factory=dict)
     in_flight_bytes: int = 0
-    order: AnswerOrder[_Answer | TryAgainError] = field(default_factory=AnswerOrder)
+    order: AnswerOrder[Answer | TryAgainError] = field(default_factory=AnswerOrder)
     has_room: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def span(self) -> Span:
-        """What is to be looked at next."""
-        return Span(self.is_live, self.mark_id, self.cursor)
 
     def enter(self, pending: PendingObservation) -> None:
         """An observation is on its way."""
@@ -159,7 +117,7 @@ class Dispatcher:
         self._predicted = predicted
         self._broken_ids: set[int] = set()
         """Observations whose payload could not be read: not settled, so that a repair and a restart find them again."""
-        self._answers: asyncio.Queue[tuple[_Stream, _Answer | TryAgainError]] = asyncio.Queue()
+        self._answers: asyncio.Queue[tuple[_Stream, Answer | TryAgainError]] = asyncio.Queue()
         self._asked: set[asyncio.Future[AnalysisResult]] = set()
 
     async def run(self) -> None:
@@ -168,16 +126,16 @@ class Dispatcher:
         Raises:
             TryAgainError: The store cannot be read, or the model version was taken out of service.
         """
-        is_shadow = self._card.state == ModelState.SHADOW
-        mark_id, self._settled_id = await asyncio.to_thread(self._read_marks)
-        live = _Stream(True, Priority.SHADOW if is_shadow else Priority.LIVE, mark_id, mark_id)
-        backlog = _Stream(False, Priority.SHADOW if is_shadow else Priority.BACKFILL, mark_id, self._settled_id)
+        mark = SettledMark(self._store, self._card)
+        settled_id = await asyncio.to_thread(mark.read)
+        mark_id = await asyncio.to_thread(read_live_mark, self._store)
+        live, backlog = _Stream(True, mark_id, mark_id), _Stream(False, mark_id, settled_id)
         self._live, self._backlog = live, backlog
         tasks = [
             asyncio.create_task(self._write_answers(), name="write-answers"),
             asyncio.create_task(self._dispatch(live), name="dispatch-live"),
             asyncio.create_task(self._dispatch(backlog), name="dispatch-backlog"),
-            asyncio.create_task(self._keep_settled(), name="settle"),
+            asyncio.create_task(mark.keep(settled_id, self._find_done, self._look_again), name="settle"),
         ]
         try:
             await asyncio.gather(*tasks)
@@ -187,14 +145,6 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
             for answer in list(self._asked):
                 answer.cancel()  # nobody would store it
-
-    def _read_marks(self) -> tuple[int, int]:
-        with self._store.read() as connection:
-            return find_live_mark(connection, time.time_ns()), read_settled(connection, self._card.row_id)
-
-    def _read_settled(self) -> int:
-        with self._store.read() as connection:
-            return read_settled(connection, self._card.row_id)
 
     async def _dispatch(self, stream: _Stream) -> None:
         while True:
@@ -220,12 +170,7 @@ class Dispatcher:
                     stream.has_room.clear()
                     await stream.has_room.wait()
                 if found.is_all:
-                    with suppress(TimeoutError):
-                        # wait_for would forget a cancellation that comes together with the news
-                        async with asyncio.timeout(LOOK_AGAIN_S):
-                            await told
-                    if not stream.is_live:
-                        await asyncio.sleep(BACKLOG_WAIT_S)
+                    await stream.wait(told)
 
     def _find(self, span: Span, in_flight_count: int, in_flight_bytes: int) -> _Found:
         """Runs in a thread: looks, and reads as many payloads as there is room for; one too large only if alone."""
@@ -246,17 +191,18 @@ class Dispatcher:
         return found
 
     async def _submit(self, stream: _Stream, pending: PendingObservation, item: WorkItem) -> None:
+        priority = choose_priority(self._card.state, is_live=stream.is_live)
         while True:
             try:
                 answer = self._batcher.submit(
-                    self._card.key, item, lane=str(pending.instrument_id), priority=stream.priority, is_stored=True
+                    self._card.key, item, lane=str(pending.instrument_id), priority=priority, is_stored=True
                 )
                 break
             except OverloadedError:  # others ask for the same version; what is stored can wait
                 await asyncio.sleep(OVERLOAD_WAIT_S)
         stream.enter(pending)
         self._asked.add(answer)
-        trip = Trip(pending.identity, pending.capture_unix_nanos, pending.is_live, time.time_ns())
+        trip = begin_trip(pending)
         answer.add_done_callback(lambda done: self._take_answer(stream, pending, trip, done))
 
     def _take_answer(
@@ -271,96 +217,36 @@ class Dispatcher:
 
     def _judge(
         self, pending: PendingObservation, trip: Trip, answer: asyncio.Future[AnalysisResult]
-    ) -> _Answer | TryAgainError:
+    ) -> Answer | TryAgainError:
         error = answer.exception()
-        measure_unix_nanos, failure = pending.measure_unix_nanos, ""
         if error is None:
-            result = answer.result()
-            try:
-                content = encode_result(result)
-                if len(result.sample_unix_nanos):
-                    measure_unix_nanos = int(result.sample_unix_nanos[0])
-            except (TypeError, ValueError, AttributeError) as odd:  # a model may say anything
-                failure = f"the prediction cannot be stored: {type(odd).__name__}: {odd}"
-        elif isinstance(error, PredictionFailedError):
-            failure = str(error)
-        else:
-            return error if isinstance(error, TryAgainError) else TryAgainError(str(error))
-        if failure:
-            logger.warning("no prediction", extra={"observation_id": pending.observation_id, "reason": failure})
-            content = encode_failure(failure)
-        prediction = NewPrediction(
-            pending.observation_id,
-            self._card.row_id,
-            pending.instrument_id,
-            measure_unix_nanos,
-            time.time_ns(),
-            content,
-            is_failure=bool(failure),
-            is_time_news=not failure and not pending.is_time_known,
-        )
-        return _Answer(prediction, trip, failure)
+            return make_answer(self._card, pending, trip, answer.result())
+        if isinstance(error, PredictionFailedError):
+            return make_answer(self._card, pending, trip, str(error))
+        return error if isinstance(error, TryAgainError) else TryAgainError(str(error))
 
     async def _write_answers(self) -> None:
         while True:
             group = [await self._answers.get()]
             while len(group) < WRITE_MAX and not self._answers.empty():
                 group.append(self._answers.get_nowait())
-            answers: list[_Answer] = []
+            answers: list[Answer] = []
             for _, answer in group:
                 if isinstance(answer, TryAgainError):
                     raise answer  # taken out of service: whoever runs this finds the same work again
                 answers.append(answer)
-            await self._write([each.prediction for each in answers])
+            predictions = [each.prediction for each in answers]
+            await commit_at_last(self._store, lambda connection, new=predictions: write_predictions(connection, new))  # type: ignore[misc]
             for (stream, _), answer in zip(group, answers, strict=True):
                 stream.leave(answer.prediction.observation_id)
-                if self._observer is not None:
-                    made_unix_nanos = answer.prediction.predict_unix_nanos
-                    self._observer.note_predicted(str(self._card.key), answer.trip, made_unix_nanos, answer.failure)
+                note_stored(self._observer, self._card, answer)
             self._predicted.tell()
 
-    async def _write(self, predictions: list[NewPrediction]) -> None:
-        """Writes, for as long as it takes: a full disk delays predictions, and loses none."""
-        while True:
-            try:
-                await self._commit(lambda connection: write_predictions(connection, predictions))
-                return
-            except TryAgainError as error:
-                logger.warning("predictions wait for the store", extra={"error": str(error)})
-                await asyncio.sleep(RETRY_WAIT_S)
-
-    async def _commit(self, operation: Callable[[Connection], T]) -> T:
-        """Writes. Whoever is cancelled meanwhile leaves the write alone: it may be half-way through its group."""
-        return await asyncio.shield(asyncio.wrap_future(self._store.write(operation)))
-
-    async def _keep_settled(self) -> None:
-        is_behind = False
-        while True:
-            await asyncio.sleep(SETTLE_AGAIN_S if is_behind else SETTLE_EVERY_S)
-            with suppress(TryAgainError):  # only a hint: the next time will do
-                is_behind = await self._settle()
-
-    async def _settle(self) -> bool:
-        """Moves the mark in the database, or follows it where somebody has set it back; returns whether it lags."""
-        live, backlog, card = self._live, self._backlog, self._card
-        before, there = self._settled_id, await asyncio.to_thread(self._read_settled)
-        if there < before:
-            self._look_again(there)
-        self._settled_id = there
-        done = min(backlog.cursor, live.cursor)
-        done = min((done, *(each - 1 for each in (*live.in_flight, *backlog.in_flight, *self._broken_ids))))
-        if done <= there:
-            return False
-        settled = min(done, there + SETTLE_IDS_MAX)
-        reached = await self._commit(lambda connection: move_settled(connection, card, expected=there, settled=settled))
-        if reached is not None:
-            self._settled_id = reached
-            if reached < settled:
-                self._look_again(reached)
-        return settled < done
+    def _find_done(self) -> int:
+        live, backlog = self._live, self._backlog
+        waiting = (*live.in_flight, *backlog.in_flight, *self._broken_ids)
+        return min((backlog.cursor, live.cursor, *(each - 1 for each in waiting)))
 
     def _look_again(self, after_id: int) -> None:
-        """Goes back: what is live and behind us may wait again too, and is backlog like all the rest from here on."""
-        self._live.mark_id = self._backlog.mark_id = self._live.cursor
-        self._backlog.cursor = min(self._backlog.cursor, after_id)
+        go_back(self._live, self._backlog, after_id)
         self._broken_ids.clear()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, exists, func, or_, select, update
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
@@ -33,6 +34,8 @@ class PendingObservation:
     calibration: float | None
     capture_unix_nanos: int
     is_live: bool
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
     is_time_known: bool = True
     """False where only the payload tells when it was measured; until then measure_unix_nanos is the capture time."""
     identity: Identity | None = None
@@ -55,11 +58,12 @@ class Span:
 
 
 def find_pending(
-    connection: Connection, card: ModelCard, span: Span, limit: int
+    connection: Connection, card: ModelCard, span: Span, limit: int, *, with_provisional: bool = False
 ) -> tuple[list[PendingObservation], int]:
     """The first observations of a span that wait for the model version, by id, and how far was looked.
 
-    At most SCAN_IDS_MAX ids are looked at, so that a look stays short however few among very many are meant.
+    At most SCAN_IDS_MAX ids are looked at, so that a look stays short however few among very many are meant. Where a
+    version remembers, one with a provisional prediction waits, too.
     """
     last_id = last_observation_id(connection)
     until_id = max(span.after_id, min(last_id, span.after_id + SCAN_IDS_MAX))
@@ -67,14 +71,21 @@ def find_pending(
     # Which first, and only then what is known of them: PostgreSQL would read all instruments for each observation.
     chosen = (
         select(observations)
-        .where(*_is_waiting(card, span.after_id, until_id), is_live if span.is_live else ~is_live)
+        .where(*_is_waiting(card, span.after_id, until_id, with_provisional), is_live if span.is_live else ~is_live)
         .order_by(observations.c.id)
         .limit(limit)
         .subquery()
     )
-    query = (
-        select(
-            chosen.c.id,
+    query = with_facts(select(chosen.c.id), chosen).order_by(chosen.c.id)
+    found = [pending_of(row) for row in connection.execute(query)]
+    return found, found[-1].observation_id if len(found) == limit else until_id
+
+
+def with_facts(query: Select[Any], chosen: FromClause) -> Select[Any]:
+    """Adds what pending_of() takes to a query on rows of observations."""
+    return (
+        query.add_columns(
+            chosen.c.id.label("observation_id"),
             chosen.c.instrument_id,
             chosen.c.measure_unix_nanos,
             segments.c.name,
@@ -84,23 +95,27 @@ def find_pending(
             instruments.c.calibration,
             chosen.c.capture_unix_nanos,
             chosen.c.is_live,
+            instruments.c.latitude_deg,
+            instruments.c.longitude_deg,
         )
         .join(instruments, instruments.c.id == chosen.c.instrument_id)
         .join(segments, segments.c.id == chosen.c.segment_id)
-        .order_by(chosen.c.id)
     )
-    found = [
-        PendingObservation(row[0], row[1], row[2], Place(row[3], row[4], row[5]), row[6], row[7], row[8], row[9])
-        for row in connection.execute(query)
-    ]
-    return found, found[-1].observation_id if len(found) == limit else until_id
 
 
-def _is_waiting(card: ModelCard, after_id: int, until_id: int) -> list[ColumnElement[bool]]:
+def pending_of(row: Row[Any]) -> PendingObservation:
+    """An observation, from the columns that with_facts() added after the first one."""
+    _, observation_id, instrument_id, measured, name, offset, length, *facts = row[:13]
+    return PendingObservation(observation_id, instrument_id, measured, Place(name, offset, length), *facts)
+
+
+def _is_waiting(card: ModelCard, after_id: int, until_id: int, with_provisional: bool) -> list[ColumnElement[bool]]:
     """That an observation among these ids has no prediction of the model version, and is to have one."""
     is_predicted = exists().where(
         predictions.c.observation_id == observations.c.id, predictions.c.model_version_id == card.row_id
     )
+    if with_provisional:  # only then: without it, the index alone tells
+        is_predicted = is_predicted.where(~predictions.c.is_provisional)
     return [
         observations.c.id > after_id,
         observations.c.id <= until_id,
@@ -173,6 +188,8 @@ def load_item(
         pending.instrument_model,
         pending.measure_unix_nanos,
         pending.calibration,
+        pending.latitude_deg,
+        pending.longitude_deg,
     )
     identity = Identity(header.station, header.epoch, header.sequence)
     return replace(pending, is_time_known=header.HasField("measure_time"), identity=identity), item
@@ -184,7 +201,9 @@ def read_settled(connection: Connection, model_row_id: int) -> int:
     return int(connection.scalar(query) or 0)
 
 
-def move_settled(connection: Connection, card: ModelCard, *, expected: int, settled: int) -> int | None:
+def move_settled(
+    connection: Connection, card: ModelCard, *, expected: int, settled: int, with_provisional: bool = False
+) -> int | None:
     """Moves the mark over what has its predictions, in a writer's transaction: nobody takes one away meanwhile.
 
     A prediction may have been taken away, to be made again, before the mark was so far that it had to be set back.
@@ -192,7 +211,7 @@ def move_settled(connection: Connection, card: ModelCard, *, expected: int, sett
     Returns:
         Up to where nothing waits; None where somebody moved the mark, or restricted the model version, meanwhile.
     """
-    waiting = _is_waiting(card, expected, settled)
+    waiting = _is_waiting(card, expected, settled, with_provisional)
     with by_index(connection):
         first_id = connection.scalar(select(observations.c.id).where(*waiting).order_by(observations.c.id).limit(1))
     reached = settled if first_id is None else first_id - 1

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from fieldpost.errors import FieldpostError, RejectedError, TryAgainError, UnknownModelError
+from server.analyses import find_course_start
 from server.batching.batcher import Batcher
 from server.broadcast import Broadcast
 from server.models import catalogue
-from server.models.card import ModelCard, ModelState
+from server.models.card import ModelCard, ModelKind, ModelState
 from server.models.files import ModelFiles
 from server.prediction.dispatcher import Dispatcher
+from server.prediction.following import Follower
 from server.storage.store import Store
 from server.telemetry.observer import Observer
 from server.workers.jobs import ModelKey, ModelPackage
@@ -32,6 +36,14 @@ UNUSED_MAX_S = 600.0
 """A version that was only asked by number is unloaded after this time without a question."""
 RETRY_WAIT_MIN_S = 1.0
 RETRY_WAIT_MAX_S = 60.0
+
+
+class _Told(TypedDict):
+    """Who is told of what, and tells."""
+
+    stored: Broadcast
+    predicted: Broadcast
+    observer: Observer | None
 
 
 @dataclass(slots=True)
@@ -244,21 +256,20 @@ class Predicting:
             try:
                 await self._prove(running)
                 logger.info("model at work", extra=facts)
-                dispatcher = Dispatcher(
-                    self._store,
-                    self._batcher,
-                    card,
-                    stored=self._stored,
-                    predicted=self._predicted,
-                    observer=self._observer,
-                )
-                await dispatcher.run()
+                await self._make_dispatcher(card).run()
             except Exception:
                 logger.exception("dispatcher failed", extra=facts)
             if self._loop.time() - began_s > RETRY_WAIT_MAX_S:
                 wait_s = RETRY_WAIT_MIN_S
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+
+    def _make_dispatcher(self, card: ModelCard) -> Dispatcher | Follower:
+        told: _Told = {"stored": self._stored, "predicted": self._predicted, "observer": self._observer}
+        course_start = None if card.kind is ModelKind.ONNX else find_course_start(card.key.analysis)
+        if course_start is None or course_start(card.key.version, time.time_ns(), None) is None:
+            return Dispatcher(self._store, self._batcher, card, **told)
+        return Follower(self._store, self._batcher, card, course_start, **told)
 
     async def _prove(self, running: _AtWork) -> None:
         """Has a worker load it. One that cannot be loaded works all the same: its failures are to be seen."""

@@ -21,6 +21,7 @@ from server.models.card import ModelState
 from server.queries.pages import TimeSpan, make_token, next_positions, page_size, parse_token
 from server.queries.stations import find_instrument_ids
 from server.storage.tables import epochs, instruments, model_versions, observations, predictions, stations
+from server.workers.jobs import ModelKey
 
 PAGE_BYTES_MAX = 2 * 1024 * 1024
 """Of the contents of a page that has more than one prediction: a message may be 4 MiB, if its reader said nothing."""
@@ -41,6 +42,7 @@ class NewPrediction:
     is_failure: bool
     is_time_news: bool = False
     """Whether measure_unix_nanos was found in the payload, and is to be that of the observation from now on."""
+    is_provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def write_predictions(connection: Connection, new: Sequence[NewPrediction]) -> N
             "predict_unix_nanos": each.predict_unix_nanos,
             "content": each.content,
             "is_failure": each.is_failure,
+            "is_provisional": each.is_provisional,
         }
         for each in new
     ]
@@ -103,8 +106,10 @@ def write_predictions(connection: Connection, new: Sequence[NewPrediction]) -> N
         {"found_id": each.observation_id, "found_nanos": each.measure_unix_nanos} for each in new if each.is_time_news
     ]
     if found:
-        here = observations.c.id == bindparam("found_id")
-        connection.execute(update(observations).where(here).values(measure_unix_nanos=bindparam("found_nanos")), found)
+        # Once and for good: the places of observations in time are not to move under those who go by them.
+        untold = observations.c.measure_unix_nanos == observations.c.capture_unix_nanos
+        here = (observations.c.id == bindparam("found_id"), untold)
+        connection.execute(update(observations).where(*here).values(measure_unix_nanos=bindparam("found_nanos")), found)
 
 
 def _insert_unless_there(connection: Connection, table: Table) -> Insert:
@@ -183,6 +188,20 @@ def last_prediction_id(connection: Connection) -> int:
     return int(connection.scalar(select(func.max(predictions.c.id))) or 0)
 
 
+def count_provisional(connection: Connection) -> dict[ModelKey, int]:
+    """How many predictions of each model version at work are to be made again; versions without any are left out."""
+    at_work = model_versions.c.state.in_([ModelState.ACTIVE, ModelState.SHADOW])
+    counted = (  # first, and by their own index: there are few
+        select(predictions.c.model_version_id, func.count().label("count"))
+        .where(predictions.c.is_provisional)
+        .group_by(predictions.c.model_version_id)
+        .subquery()
+    )
+    query = select(model_versions.c.analysis, model_versions.c.version, counted.c.count)
+    rows = connection.execute(query.join(counted, counted.c.model_version_id == model_versions.c.id).where(at_work))
+    return {ModelKey(analysis, version): count for analysis, version, count in rows}
+
+
 def retry_failures(connection: Connection, wanted: PredictionFilter) -> int:
     """Forgets failures, so that their observations are predicted again; returns how many.
 
@@ -242,6 +261,7 @@ def _select() -> Select[Any]:
             predictions.c.measure_unix_nanos,
             predictions.c.predict_unix_nanos,
             predictions.c.content,
+            predictions.c.is_provisional,
             observations.c.sequence,
             observations.c.capture_unix_nanos,
             epochs.c.epoch,
@@ -267,6 +287,7 @@ def _to_message(row: Row[Any]) -> prediction_pb2.Prediction:
     message.sequence = row.sequence
     message.analysis = row.analysis
     message.model_version = row.version
+    message.is_provisional = row.is_provisional
     message.measure_time.FromNanoseconds(row.measure_unix_nanos)
     message.capture_time.FromNanoseconds(row.capture_unix_nanos)
     message.predict_time.FromNanoseconds(row.predict_unix_nanos)

@@ -6,7 +6,20 @@ rounds them.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 # SQLite counts its row ids in the type INTEGER alone; there it has 64 bits anyway.
@@ -152,6 +165,13 @@ class Prediction(SQLModel, table=True):
             sqlite_where=text("is_failure"),
             postgresql_where=text("is_failure"),
         ),
+        # Few, too: they are counted for whoever asks how far behind the versions that remember are.
+        Index(
+            "ix_prediction_provisional",
+            "model_version_id",
+            sqlite_where=text("is_provisional"),
+            postgresql_where=text("is_provisional"),
+        ),
         {"sqlite_autoincrement": True},  # ids are the resume tokens of watchers: never used again
     )
 
@@ -164,6 +184,32 @@ class Prediction(SQLModel, table=True):
     content: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     """A serialized fieldpost.v1.Prediction that has only samples, variables and failure."""
     is_failure: bool
+    is_provisional: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, default=False, server_default=false())
+    )
+    """Whether it is to be made again: history of its course was still to come when it was made, or came since."""
+
+
+class FollowState(SQLModel, table=True):
+    """What a model version that remembers knows of an instrument's newest course: a cache, made again where it lacks.
+
+    Written in the transaction of the predictions that it comes after. The last observation followed is told by its
+    place in the course: measure time, then sequence, then SHA-256.
+    """
+
+    __table_args__ = (UniqueConstraint("model_version_id", "instrument_id"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    model_version_id: int = Field(sa_column=_foreign_id("modelversion.id"))
+    instrument_id: int = Field(sa_column=_foreign_id("instrument.id"))
+    course_start_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    through_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    through_sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    through_sha256: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False))
+    is_complete: bool
+    """Whether no prediction of the course up to there is provisional."""
+    state: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """As the analysis gave it."""
 
 
 class Bag(SQLModel, table=True):
@@ -194,4 +240,5 @@ observations = _tables["observation"]
 model_versions = _tables["modelversion"]
 model_events = _tables["modelevent"]
 predictions = _tables["prediction"]
+follow_states = _tables["followstate"]
 bags = _tables["bag"]

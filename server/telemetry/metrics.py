@@ -50,6 +50,9 @@ METRICS = (
     Described("stations_registered", "gauge", (), "Stations in the registry."),
     Described("stations_online", "gauge", (), "Of them, those whose last status says that they are online."),
     Described("predictions_total", "counter", ("model", "outcome"), "Predictions made; outcome: good or failed."),
+    Described(
+        "predictions_provisional", "gauge", ("model",), "Predictions that will be made again: history is still to come."
+    ),
     Described("waiting_observations", "gauge", ("model", "priority"), "What waits: live, backfill or shadow."),
     Described("oldest_waiting_seconds", "gauge", ("model",), "How long the oldest of them has waited."),
     Described("batch_limit_observations", "gauge", ("model",), "The largest batch now: halved after lack of memory."),

@@ -27,7 +27,7 @@ from server.broadcast import Broadcast
 from server.ingest.core import Ingest
 from server.models import catalogue
 from server.models.files import ModelFiles
-from server.prediction import dispatcher, predicting
+from server.prediction import answers, dispatcher, predicting, settled, streams
 from server.storage.store import Store
 
 INSTRUMENTS = ("cl31", "cl51", "chm15k")
@@ -91,9 +91,9 @@ def live(folder: Path, store: Store, files: ModelFiles, sequences: list[int], sa
     Raises:
         TimeoutError: Something was not predicted.
     """
-    dispatcher.RETRY_WAIT_S = predicting.RETRY_WAIT_MIN_S = dispatcher.SETTLE_EVERY_S = 0.03
-    dispatcher.BACKLOG_WAIT_S = 0.01
-    dispatcher.LOOK_AGAIN_S = predicting.LOOK_AGAIN_S = 0.2
+    answers.RETRY_WAIT_S = dispatcher.RETRY_WAIT_S = predicting.RETRY_WAIT_MIN_S = settled.SETTLE_EVERY_S = 0.03
+    streams.BACKLOG_WAIT_S = 0.01
+    streams.LOOK_AGAIN_S = predicting.LOOK_AGAIN_S = 0.2
     asyncio.run(_serve(folder, store, files, sequences, say))
     store.close()
 
@@ -112,7 +112,7 @@ async def _serve(
             await _send(ingest, sequences, say)
             while len(_rows(folder, PREDICTED)) < COUNT:
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(2 * dispatcher.SETTLE_EVERY_S)  # the settled mark moves up once more
+            await asyncio.sleep(2 * settled.SETTLE_EVERY_S)  # the settled mark moves up once more
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
