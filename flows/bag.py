@@ -16,6 +16,7 @@ from flows.day import Contents, DayReader
 from flows.durable import FileDigest, digest_file, forget_cached, remove_folder, sync, write_file
 from flows.observations_file import format_instant, verify_observations, write_observations
 from flows.predictions_file import file_name, verify_predictions, write_predictions
+from flows.products import write_products
 from flows.provenance import PROVENANCE_NAME, bag_info, describe
 from server.archive.bags import InstrumentDay
 
@@ -84,8 +85,10 @@ def _write_series(data: Path, reader: DayReader, contents: Contents, now_unix_na
         rows = reader.predictions(contents.extent, series.model)
         history = f"{format_instant(now_unix_nanos)} written from the store by the archive flow of Fieldpost"
         write_predictions(path, reader.day, contents, series, rows, history=history)
-        sync(path)
-        written[path.name] = digest_file(path)
+        rows = reader.predictions(contents.extent, series.model)
+        for each in [path, *write_products(data, reader.day, series, rows, history)]:
+            sync(each)
+            written[each.name] = digest_file(each)
     return written
 
 

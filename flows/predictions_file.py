@@ -7,7 +7,6 @@ missing, so that nothing of the store is left out. How the file describes itself
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from fieldpost.v1 import prediction_pb2
 from flows.cf import create_header, file_variable
 from flows.day import Contents, Series, row_instants
 from server.archive.bags import DayPrediction, InstrumentDay
+from server.cf import netcdf_errors
 
 PAGE_PREDICTIONS = 500
 
@@ -75,7 +75,7 @@ def write_predictions(
     Raises:
         TryAgainError: The disk refuses.
     """
-    with _in_our_words(path, TryAgainError), netCDF4.Dataset(path, "x", format="NETCDF4") as file:
+    with netcdf_errors(path, TryAgainError), netCDF4.Dataset(path, "x", format="NETCDF4") as file:
         create_header(file, day, contents, series, history)
         start = 0
         for columns in read_columns(day, contents, series, predictions):
@@ -99,7 +99,7 @@ def verify_predictions(
         BrokenStateError: The file differs from the store; the message says where.
     """
     start = 0
-    with _in_our_words(path, BrokenStateError), netCDF4.Dataset(path) as file:
+    with netcdf_errors(path, BrokenStateError), netCDF4.Dataset(path) as file:
         file.set_auto_mask(False)
         for columns in read_columns(day, contents, series, predictions):
             stop = start + len(columns.failures)
@@ -159,13 +159,3 @@ def _values(name: str, prediction: prediction_pb2.Prediction, row_count: int) ->
 def seconds_of_day(first_unix_nanos: int, unix_nanos: Sequence[int]) -> NDArray[np.float64]:
     """Seconds since the day began, float64: within a day they hold every nanosecond exactly enough to give it back."""
     return (np.array(unix_nanos, np.int64) - first_unix_nanos) / 1e9
-
-
-@contextmanager
-def _in_our_words(path: Path, kind: type[TryAgainError | BrokenStateError]) -> Iterator[None]:
-    """The NetCDF library says RuntimeError for whatever the disk refuses, and for whatever it cannot read."""
-    try:
-        yield
-    except RuntimeError as error:
-        message = f"the file {path} could not be written or read: {error}"
-        raise kind(message, hint="check the disk and its free space") from error

@@ -68,6 +68,8 @@ def test_a_bag_has_its_place_and_is_valid(archivist: Archivist, store: Store) ->
         "data/observations.csv",
         "data/observations.tar.zst",
         "data/predictions-boundary-layer-height-v1.nc",
+        "data/products-boundary-layer-height-v1-10min.nc",
+        "data/products-boundary-layer-height-v1-1h.nc",
         "data/provenance.json",
     ]
     assert archived.verified_count == 3

@@ -114,7 +114,7 @@ def test_every_model_version_has_its_file(archivist: Archivist, store: Store) ->
     predict(store, 2, version=2)
     archived = archive_day(archivist)
     data = archivist.folder / archived.record.path / "data"
-    assert sorted(path.name for path in data.glob("*.nc")) == [
+    assert sorted(path.name for path in data.glob("predictions-*.nc")) == [
         "predictions-boundary-layer-height-v1.nc",
         "predictions-boundary-layer-height-v2.nc",
     ]

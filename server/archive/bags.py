@@ -56,7 +56,10 @@ class InstrumentDay:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How far a look reaches: rows are only ever added with larger ids, so these two bound what it sees."""
+    """How far a look reaches: rows are only ever added with larger ids, so these two bound what it sees.
+
+    A prediction that is made again goes, and comes back with a larger id: then a second look sees less than the first.
+    """
 
     last_observation_id: int
     last_prediction_id: int
@@ -102,6 +105,8 @@ class DayPrediction:
     predict_unix_nanos: int
     content: bytes
     """A serialized fieldpost.v1.Prediction that has only samples, variables and failure."""
+    is_provisional: bool = False
+    """Whether it will be made again."""
 
     @property
     def position(self) -> Position:
@@ -237,6 +242,7 @@ def list_day_predictions(
             observations.c.measure_unix_nanos,
             predictions.c.predict_unix_nanos,
             predictions.c.content,
+            predictions.c.is_provisional,
         )
         .join(epochs, epochs.c.id == observations.c.epoch_id)
         .join(predictions, predictions.c.observation_id == observations.c.id)

@@ -5,9 +5,11 @@ Importing this costs no torch, NetCDF or matplotlib; load and draw do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from numpy.typing import NDArray
 from fieldpost.errors import InvalidRequestError
 from server.analyses import Analysis, AnalysisInput, AnalysisResult
 from server.analyses.boundary_layer.clock import course_start_nanos
+
+if TYPE_CHECKING:
+    from fieldpost.v1.prediction_pb2 import Prediction
+    from server.cf import Site
 
 NAME = "boundary-layer-height"
 WAVELET, GRADIENT, VARIANCE, SHORTEST_PATH, LEARNED = 1, 2, 3, 4, 5
@@ -99,3 +105,27 @@ def draw(
     from server.analyses.boundary_layer.figure import draw_time_height
 
     draw_time_height(path, title, inputs, results, truth, others)
+
+
+def write_products(
+    folder: Path, site: Site, version: int, day: date, predictions: Iterable[Prediction], history: str
+) -> list[Path]:
+    """Writes 10-minute and hourly heights of a UTC day as CF-NetCDF, beside its predictions in a bag.
+
+    Args:
+        folder: Where to.
+        site: Which instrument.
+        version: The model version that made the predictions.
+        day: Which.
+        predictions: All of the day.
+        history: For the first line of each file's history.
+
+    Returns:
+        The files; none where nothing was found.
+
+    Raises:
+        TryAgainError: The disk refuses.
+    """
+    from server.analyses.boundary_layer.products_file import write_products as write
+
+    return write(folder, site, version, day, predictions, history)
