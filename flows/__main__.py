@@ -3,6 +3,7 @@
     python -m flows serve                                     run the deployments when they are due
     python -m flows archive --first-day 2024-05-01            archive now, and show it on Prefect's page
     python -m flows archive --first-day 2024-05-01 --local    the same without any Prefect
+    python -m flows retrain --training-days 768 --epochs 16   train a version now, and activate it where it is better
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 75 try again later.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from fieldpost.errors import FieldpostError, InvalidRequestError, OfflineError, TryAgainError
 from fieldpost.logs import configure_logging
 from flows.parameters import ArchiveParams, make_params
+from flows.retrain_parameters import RetrainParams, make_retrain_params
 
 EXIT_FAILED, EXIT_USAGE, EXIT_TRY_AGAIN = 1, 2, 75
 
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "serve":
             _serve(reset=options.reset)
+        elif options.command == "retrain":
+            _retrain(options)
         else:
             _archive(_read_params(options), is_local=options.local)
     except FieldpostError as error:
@@ -59,7 +63,21 @@ def _make_parser() -> argparse.ArgumentParser:
     archiving.add_argument("--instrument", metavar="NAME", help="only instruments of this name")
     archiving.add_argument("--settings-file", type=Path, metavar="FILE", help="the server's settings, TOML")
     archiving.add_argument("--local", action="store_true", help="without any Prefect: no page, no retries, no pictures")
+    _add_retrain(commands.add_parser("retrain", help="train a version, and activate it where it is better"))
     return parser
+
+
+def _add_retrain(parser: argparse.ArgumentParser) -> None:
+    """An option for each of the flow's parameters; those that are not given have its defaults."""
+    for name, each in RetrainParams.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        text = (each.description or "").replace("%", "%%")
+        if isinstance(each.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        elif each.default == ():
+            parser.add_argument(flag, action="append", metavar="TEXT", default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
 def _parse_day(text: str) -> date:
@@ -89,6 +107,15 @@ def _archive(params: ArchiveParams, *, is_local: bool) -> None:
     from flows.archive import archive
 
     archive(params)
+
+
+def _retrain(options: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(options).items() if name in RetrainParams.model_fields}
+    params = make_retrain_params(**given)
+    require_prefect_server()
+    from flows.retrain import retrain
+
+    retrain(params)
 
 
 def archive_locally(params: ArchiveParams) -> None:

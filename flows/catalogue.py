@@ -37,6 +37,7 @@ class DeploymentDefinition:
         parameters: Default parameters.
         tags: For filters on the page.
         concurrency_limit: So many runs at once; others wait for their turn.
+        event: It runs when this happens, too; empty for no such event.
     """
 
     entrypoint: str
@@ -47,6 +48,7 @@ class DeploymentDefinition:
     parameters: Mapping[str, object] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     concurrency_limit: int = 1
+    event: str = ""
 
 
 NIGHTLY_ARCHIVE = DeploymentDefinition(
@@ -59,11 +61,30 @@ NIGHTLY_ARCHIVE = DeploymentDefinition(
     tags=("archive",),
 )
 
-CATALOGUE = (NIGHTLY_ARCHIVE,)
+WEEKLY_RETRAIN = DeploymentDefinition(
+    entrypoint="flows.retrain:retrain",
+    name="weekly",
+    description="Trains a version on days like the network's, and activates it where it is better.",
+    work_pool="train",
+    schedules=(Schedule(slug="weekly", cron="0 3 * * 0"),),
+    tags=("retrain",),
+    event="fieldpost.drift",
+)
+DAILY_DRIFT = DeploymentDefinition(
+    entrypoint="flows.retrain_drift:drift",
+    name="daily",
+    description="Tells when days are no longer like those that the active version was trained for.",
+    work_pool="storage",
+    schedules=(Schedule(slug="daily", cron="30 4 * * *"),),
+    tags=("retrain",),
+)
+
+CATALOGUE = (NIGHTLY_ARCHIVE, WEEKLY_RETRAIN, DAILY_DRIFT)
 
 
 def to_prefect_yaml(definition: DeploymentDefinition) -> dict[str, object]:
     """The deployment as it stands in deploy/prefect.yaml."""
+    triggers = [{"type": "event", "name": definition.event, "expect": [definition.event]}] if definition.event else []
     return {
         "name": definition.name,
         "entrypoint": definition.entrypoint,
@@ -75,4 +96,5 @@ def to_prefect_yaml(definition: DeploymentDefinition) -> dict[str, object]:
         "parameters": dict(definition.parameters),
         "tags": list(definition.tags),
         "concurrency_limit": {"limit": definition.concurrency_limit, "collision_strategy": "ENQUEUE"},
+        **({"triggers": triggers} if triggers else {}),
     }

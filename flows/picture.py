@@ -47,10 +47,10 @@ def draw_pictures(reader: DayReader) -> Iterator[Picture]:
     """One picture for each analysis that has predictions on the day and knows how to draw, of its newest version."""
     contents = reader.look()
     newest = {series.model.analysis: series for series in contents.series}  # ascending: the last one stays
-    cards = {(card.name, card.version): card for card in find_analyses()}
+    packages = {card.name: card.package for card in find_analyses()}  # those trained at the network have no card
     for series in newest.values():
-        card = cards.get((series.model.analysis, series.model.version))
-        draw = getattr(importlib.import_module(card.package), "draw", None) if card is not None else None
+        package = packages.get(series.model.analysis)
+        draw = getattr(importlib.import_module(package), "draw", None) if package is not None else None
         if draw is None or series.failure_count == series.prediction_count:
             continue
         inputs, results = choose(reader, contents, series)
@@ -78,8 +78,9 @@ def choose(
 
 
 def _to_input(reader: DayReader, row: DayObservation) -> AnalysisInput:
-    content = reader.read(row)[1]
-    return AnalysisInput(content, reader.day.instrument_model, row.measure_unix_nanos, reader.day.calibration)
+    content, day = reader.read(row)[1], reader.day
+    place = day.latitude_deg, day.longitude_deg
+    return AnalysisInput(content, day.instrument_model, row.measure_unix_nanos, day.calibration, *place)
 
 
 def _to_result(content: bytes) -> AnalysisResult | None:
@@ -87,7 +88,8 @@ def _to_result(content: bytes) -> AnalysisResult | None:
     if prediction.failure:
         return None
     variables = (
-        AnalysisVariable(each.name, each.unit, np.array(each.values, np.float32)) for each in prediction.variables
+        AnalysisVariable(each.name, each.unit, np.array(each.values, np.float32), tuple(each.flag_meanings))
+        for each in prediction.variables
     )
     return AnalysisResult(np.array(prediction.sample_unix_nanos, np.int64), tuple(variables))
 

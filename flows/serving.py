@@ -14,6 +14,7 @@ from prefect import Flow, get_client, serve
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
@@ -49,6 +50,7 @@ def to_deployment(definition: DeploymentDefinition) -> RunnerDeployment:
         schedules=[Cron(each.cron, timezone=each.timezone, slug=each.slug) for each in definition.schedules],
         parameters=dict(definition.parameters),
         tags=list(definition.tags),
+        triggers=[DeploymentEventTrigger(name=definition.event, expect={definition.event})] if definition.event else [],
         concurrency_limit=ConcurrencyLimitConfig(
             limit=definition.concurrency_limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
         ),

@@ -64,6 +64,8 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """It came with the server."""
     MODEL_KIND_ONNX: _ModelKind.ValueType  # 2
     """A user submitted it."""
+    MODEL_KIND_TRAINED: _ModelKind.ValueType  # 3
+    """It was trained at this network, for the code of an analysis that came with the server."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """Where a model version came from."""
@@ -74,6 +76,8 @@ MODEL_KIND_BUILT_IN: ModelKind.ValueType  # 1
 """It came with the server."""
 MODEL_KIND_ONNX: ModelKind.ValueType  # 2
 """A user submitted it."""
+MODEL_KIND_TRAINED: ModelKind.ValueType  # 3
+"""It was trained at this network, for the code of an analysis that came with the server."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 @_typing.final
@@ -106,11 +110,11 @@ class Model(_message.Message):
     kind: Global___ModelKind.ValueType
     """Where it came from."""
     sha256: _builtins.bytes
-    """SHA-256 of the ONNX file; empty where it is built in."""
+    """SHA-256 of the ONNX file, or of the trained weights; empty where it is built in."""
     content_bytes: _builtins.int
-    """Length of the ONNX file; 0 where it is built in."""
+    """Length of that file; 0 where it is built in."""
     manifest: _builtins.str
-    """The manifest, TOML, as it was submitted; empty where it is built in."""
+    """The manifest, TOML, as it was submitted; empty where it is built in or trained."""
     submitter: _builtins.str
     """Who submitted it: the name of the certificate or token, or "local"."""
     provenance: _builtins.str

@@ -27,7 +27,11 @@ class ModelKind(StrEnum):
     """Where a model version came from."""
 
     BUILT_IN = "built-in"
+    """It came with Fieldpost."""
     ONNX = "onnx"
+    """A user submitted it."""
+    TRAINED = "trained"
+    """Trained at this network: weights for the code of a built-in analysis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class ModelCard:
         row_id: In the database.
         key: Which.
         state: Where it stands.
-        kind: Where it came from.
+        kind: Whose workers run it: those of the built-in versions run the trained ones too.
         instrument_models: What it answers for.
         restriction: For whom it predicts.
         trial: What it costs.

@@ -5,7 +5,9 @@ What is written here is written in the caller's transaction. It knows no files b
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +17,7 @@ from sqlalchemy import Connection, Row, case, func, insert, select, update
 from fieldpost.errors import InvalidRequestError, UnknownModelError
 from server.analyses import AnalysisCard, find_analyses
 from server.models.card import ModelCard, ModelKind, ModelState, Restriction, Trial
-from server.models.files import ModelFiles
+from server.models.files import SAFETENSORS, ModelFiles
 from server.models.manifest import read_manifest
 from server.models.states import check_transition, find_previous
 from server.storage.tables import instruments, model_events, model_versions, predictions, stations
@@ -99,6 +101,8 @@ def make_package(connection: Connection, files: ModelFiles, key: ModelKey) -> Mo
     row = get_row(connection, key)
     if row.kind == ModelKind.BUILT_IN:
         return ModelPackage(key)
+    if row.kind == ModelKind.TRAINED:
+        return ModelPackage(key, content=files.read(row.sha256, SAFETENSORS), is_trained=True)
     return ModelPackage(key, row.manifest, files.read(row.sha256))
 
 
@@ -153,28 +157,33 @@ def find_same(connection: Connection, analysis: str, sha256: str, manifest: str)
 
 def add_version(connection: Connection, new: NewModel, now_unix_nanos: int) -> ModelKey:
     """Gives a tried model its row and the next number."""
-    here = model_versions.c.analysis == new.analysis
-    newest = connection.scalar(select(func.max(model_versions.c.version)).where(here)) or 0
-    row_id = connection.execute(
-        insert(model_versions)
-        .values(
-            analysis=new.analysis,
-            version=newest + 1,
-            state=ModelState.READY,
-            kind=ModelKind.ONNX,
-            sha256=new.sha256,
-            content_bytes=new.content_bytes,
-            manifest=new.manifest,
-            provenance=new.provenance,
-            submitter=new.submitter,
-            submit_unix_nanos=now_unix_nanos,
-            sample=new.sample,
-            trial=new.trial.to_json(),
-        )
-        .returning(model_versions.c.id)
-    ).scalar_one()
-    _note(connection, row_id, ModelState.READY, new.submitter, "submitted and tried", now_unix_nanos)
-    return ModelKey(new.analysis, newest + 1)
+    key = ModelKey(new.analysis, newest_version(connection, new.analysis) + 1)
+    values = {
+        "kind": ModelKind.ONNX,
+        "sha256": new.sha256,
+        "content_bytes": new.content_bytes,
+        "manifest": new.manifest,
+        "provenance": new.provenance,
+        "submitter": new.submitter,
+        "submit_unix_nanos": now_unix_nanos,
+        "sample": new.sample,
+        "trial": new.trial.to_json(),
+    }
+    add_row(connection, key, values, "submitted and tried")
+    return key
+
+
+def newest_version(connection: Connection, analysis: str) -> int:
+    """The highest number of an analysis; 0 where it has no version."""
+    here = model_versions.c.analysis == analysis
+    return connection.scalar(select(func.max(model_versions.c.version)).where(here)) or 0
+
+
+def add_row(connection: Connection, key: ModelKey, values: Mapping[str, Any], why: str) -> None:
+    """Adds a ready version, and notes who brought it, and why."""
+    row = {"analysis": key.analysis, "version": key.version, "state": ModelState.READY, **values}
+    row_id = connection.execute(insert(model_versions).values(row).returning(model_versions.c.id)).scalar_one()
+    _note(connection, row_id, ModelState.READY, values["submitter"], why, values["submit_unix_nanos"])
 
 
 def lock(connection: Connection, analysis: str) -> None:
@@ -308,6 +317,14 @@ def _note(connection: Connection, row_id: int, state: ModelState, actor: str, re
     )
 
 
+def find_family(analysis: str) -> AnalysisCard | None:
+    """The newest built-in version of an analysis whose code loads trained weights; None where there is none."""
+    cards = [card for key, card in _built_in().items() if key.analysis == analysis]
+    if not cards or not hasattr(importlib.import_module(cards[-1].package), "load_trained"):
+        return None
+    return cards[-1]
+
+
 @cache
 def _built_in() -> dict[ModelKey, AnalysisCard]:
     return {ModelKey(card.name, card.version): card for card in find_analyses()}
@@ -326,14 +343,16 @@ def _to_card(row: Row[Any]) -> ModelCard | None:
     elif key in _built_in():
         built_in = _built_in()[key]
         models, timeout_s, trial = built_in.instrument_models, 60.0, Trial(max_batch_count=built_in.max_batch)
+    elif kind is ModelKind.TRAINED and (family := find_family(key.analysis)) is not None:
+        models, timeout_s, trial = family.instrument_models, 60.0, Trial(max_batch_count=family.max_batch)
     else:
-        logger.warning("built-in model version is not in this checkout", extra={"model": str(key)})
+        logger.warning("model version cannot be run by this checkout", extra={"model": str(key)})
         return None
     return ModelCard(
         row_id=row.id,
         key=key,
         state=ModelState(row.state),
-        kind=kind,
+        kind=ModelKind.ONNX if kind is ModelKind.ONNX else ModelKind.BUILT_IN,
         instrument_models=models,
         restriction=Restriction.from_json(row.restriction),
         trial=trial,

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 from fieldpost.errors import InvalidRequestError
 from fieldpost.v1 import model_pb2
 from server.analyses import find_analyses
+from server.models import catalogue
 from server.models.card import ModelKind, ModelState, Restriction, Trial
 from server.models.manifest import read_manifest
 
@@ -19,7 +20,11 @@ STATES = {
     ModelState.ACTIVE: model_pb2.MODEL_STATE_ACTIVE,
     ModelState.RETIRED: model_pb2.MODEL_STATE_RETIRED,
 }
-KINDS = {ModelKind.BUILT_IN: model_pb2.MODEL_KIND_BUILT_IN, ModelKind.ONNX: model_pb2.MODEL_KIND_ONNX}
+KINDS = {
+    ModelKind.BUILT_IN: model_pb2.MODEL_KIND_BUILT_IN,
+    ModelKind.ONNX: model_pb2.MODEL_KIND_ONNX,
+    ModelKind.TRAINED: model_pb2.MODEL_KIND_TRAINED,
+}
 
 
 def to_message(row: Row[Any], events: Sequence[Row[Any]] = (), *, is_whole: bool = True) -> model_pb2.Model:
@@ -62,5 +67,8 @@ def _instrument_models(row: Row[Any], kind: ModelKind) -> list[str]:
         except InvalidRequestError:  # its rules were other ones when it was submitted; the manifest itself is told
             return []
     key = (row.analysis, row.version)
+    if kind is ModelKind.TRAINED:
+        family = catalogue.find_family(row.analysis)
+        return [] if family is None else sorted(family.instrument_models)
     found = (card.instrument_models for card in find_analyses() if (card.name, card.version) == key)
     return sorted(next(found, ()))
