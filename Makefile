@@ -42,7 +42,7 @@ docs: $(READY) ## regenerate the parts of README and docs/ that come from the co
 	@$(BIN)/python -m docs.generate docs
 
 bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
-	@for name in delivery edge inference network growth decode wavelet; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in delivery edge inference network growth decode wavelet boundary_layer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-peers: ## install mosec, LitServe, Ray Serve, Triton and BentoML beside us, to be measured (830 MB)
 	@sh deploy/bench-peers/install.sh $(PYTHON)

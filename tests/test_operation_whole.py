@@ -22,7 +22,7 @@ from demo.processes import free_port, program
 from fieldpost import Client, Outbox
 from fieldpost.simulation import SimulatedCl51
 
-MODEL = "boundary-layer-height@1"
+MODEL = "boundary-layer-height@5"
 GOOD_COUNT = 12
 
 

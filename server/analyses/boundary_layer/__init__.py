@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "boundary-layer-height"
 WAVELET, GRADIENT, VARIANCE, SHORTEST_PATH, LEARNED = 1, 2, 3, 4, 5
-VERSIONS = (WAVELET,)
+VERSIONS = (WAVELET, GRADIENT, VARIANCE, SHORTEST_PATH, LEARNED)
 FIRST_TRAINED_VERSION = 1001
 """Versions below come with Fieldpost; those from here on were trained at a network, and are learned ones."""
 REMEMBERING_VERSIONS = frozenset({VARIANCE, SHORTEST_PATH, LEARNED})

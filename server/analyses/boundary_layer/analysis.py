@@ -5,7 +5,6 @@ Stateless: what it says about a profile depends on that profile alone, so that b
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,19 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fieldpost.errors import InvalidObservationError
-from fieldpost.telegrams import Profiles, estimate_noise
-from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable
+from server.analyses import AnalysisInput, AnalysisResult
 from server.analyses.boundary_layer import INSTRUMENT_MODELS, MAX_BATCH, NAME
-from server.analyses.boundary_layer.decode import decode
+from server.analyses.boundary_layer.batch import FLOOR_M, Decoded, Grid, Group, decode_each, group_by_grid, in_order
 from server.analyses.boundary_layer.layers import MIN_SIGNIFICANCE, Candidates, Layers, choose_layers
-from server.analyses.boundary_layer.sky import below_cloud, judge_sky
 from server.analyses.boundary_layer.wavelet import HaarTransform, find_edges
 
-CEILING_M = 4000.0
-"""No higher is searched; over mid-latitudes the boundary layer hardly ever reaches this."""
-FLOOR_M = 60.0
-"""No lower is searched: there the overlap correction makes edges of its own."""
 SEPARATION_M = 150.0
 EDGE_COUNT = 5
 GRIDS_MAX = 64
@@ -34,45 +26,28 @@ GRIDS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Retrieval:
-    """What is found in the profiles of one observation: the layers, and the lowest cloud base of each."""
-
-    layers: Layers
-    cloud_base_m: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The observations of a batch that share one grid, on their way to the device.
+class _OnDevice:
+    """A group of observations on its way to the device.
 
     Attributes:
-        grid: What makes grids the same.
-        places: In the batch.
-        members: The profiles of each.
-        clear: (profiles of all, searched gates), m-1 sr-1; NaN where missing or in and above a cloud.
-        cloud_base_m: (profiles of all,); NaN where there is none.
-        is_obscured: (profiles of all,).
-        on_device: `clear`, and the noise of each profile.
+        group: The observations.
+        clear: As in the group, on the device.
+        noise: Likewise.
         copied: After this the device has them; None where nothing is copied.
     """
 
-    grid: tuple[int, float, float]
-    places: list[int]
-    members: list[Profiles]
-    clear: NDArray[np.float32]
-    cloud_base_m: NDArray[np.float32]
-    is_obscured: NDArray[np.bool_]
-    on_device: tuple[Tensor, Tensor]
+    group: Group
+    clear: Tensor
+    noise: Tensor
     copied: torch.cuda.Event | None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A decoded batch: who gets an error at once, and the others."""
+    """A decoded batch: each observation or why it is none, and the groups on their way."""
 
-    count: int
-    errors: dict[int, InvalidObservationError]
-    groups: list[_Group]
+    decoded: Sequence[Decoded]
+    groups: list[_OnDevice]
 
 
 class BoundaryLayerHeight:
@@ -89,7 +64,7 @@ class BoundaryLayerHeight:
     def __init__(self) -> None:
         self._device = torch.device("cpu")
         self._copying: torch.cuda.Stream | None = None
-        self._transforms: dict[tuple[int, float, float], HaarTransform] = {}
+        self._transforms: dict[Grid, HaarTransform] = {}
 
     def to(self, device: str) -> None:
         """Lets the transform run on another device; before the first batch."""
@@ -101,91 +76,59 @@ class BoundaryLayerHeight:
         """Answers for each observation, in order; InvalidObservationError in the place of what cannot be decoded."""
         return self.compute(self.prepare(batch))
 
+    def predict_profiles(
+        self, decoded: Sequence[Decoded], latitude_deg: float | None = None, longitude_deg: float | None = None
+    ) -> list[AnalysisResult | Exception]:
+        """As predict, of what is decoded already; the place on Earth makes no difference to this version."""
+        return self.compute(self._prepare(decoded))
+
     def prepare(self, batch: Sequence[AnalysisInput]) -> Prepared:
         """Decodes a batch, masks it, and begins to copy it to the device."""
-        errors: dict[int, InvalidObservationError] = {}
-        alike: dict[tuple[int, float, float], list[tuple[int, Profiles]]] = defaultdict(list)
-        for place, observation in enumerate(batch):
-            try:
-                profiles = decode(observation)
-                alike[_grid(profiles)].append((place, profiles))
-            except InvalidObservationError as error:
-                errors[place] = error
-        return Prepared(len(batch), errors, [self._gather(grid, members) for grid, members in alike.items()])
+        return self._prepare(decode_each(batch))
 
     def compute(self, prepared: Prepared) -> list[AnalysisResult | Exception]:
         """Runs the transform once for each grid."""
-        answers: dict[int, AnalysisResult | Exception] = dict(prepared.errors)
-        for group in prepared.groups:
-            for place, profiles, retrieval in zip(group.places, group.members, self._retrieve(group), strict=True):
-                answers[place] = _result(profiles, retrieval)
-        return [answers[place] for place in range(prepared.count)]
+        answers: dict[int, AnalysisResult] = {}
+        for on_device in prepared.groups:
+            answers |= on_device.group.results(self._retrieve(on_device))
+        return in_order(prepared.decoded, answers)
 
-    def _gather(self, grid: tuple[int, float, float], placed: list[tuple[int, Profiles]]) -> _Group:
-        members = [profiles for _, profiles in placed]
-        height_m = members[0].height_m
-        searched_m = _searched(height_m)
-        beta = np.concatenate([member.beta for member in members])
-        cloud_base_m = np.concatenate([member.lowest_cloud_base_m for member in members])
-        clear = below_cloud(beta[:, : len(searched_m)], searched_m, cloud_base_m)
-        on_host = torch.from_numpy(clear), torch.from_numpy(estimate_noise(beta, height_m))
-        on_device, copied = self._begin_copy(on_host)
-        return _Group(
-            grid=grid,
-            places=[place for place, _ in placed],
-            members=members,
-            clear=clear,
-            cloud_base_m=cloud_base_m,
-            is_obscured=np.concatenate([member.is_obscured for member in members]),
-            on_device=on_device,
-            copied=copied,
-        )
+    def _prepare(self, decoded: Sequence[Decoded]) -> Prepared:
+        return Prepared(decoded, [self._begin_copy(group) for group in group_by_grid(decoded)])
 
-    def _begin_copy(self, on_host: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], torch.cuda.Event | None]:
+    def _begin_copy(self, group: Group) -> _OnDevice:
         """Copies to the device beside what it computes now; from pinned memory, or it would wait."""
+        clear, noise = torch.from_numpy(group.clear), torch.from_numpy(group.noise)
         if self._copying is None:
-            return on_host, None
+            return _OnDevice(group, clear, noise, None)
         with torch.cuda.stream(self._copying):
-            clear, noise = (each.pin_memory().to(self._device, non_blocking=True) for each in on_host)
-            return (clear, noise), self._copying.record_event()
+            clear, noise = (each.pin_memory().to(self._device, non_blocking=True) for each in (clear, noise))
+            return _OnDevice(group, clear, noise, self._copying.record_event())
 
-    def _retrieve(self, group: _Group) -> list[_Retrieval]:
+    def _retrieve(self, on_device: _OnDevice) -> Layers:
         """Runs the transform once over the profiles of all members of a group."""
-        height_m = group.members[0].height_m
+        group = on_device.group
         transform = self._transforms.get(group.grid)
         if transform is None:
             if len(self._transforms) >= GRIDS_MAX:  # an instrument whose tilt changes with each file makes many
                 self._transforms.clear()
-            transform = HaarTransform(torch.tensor(_searched(height_m))).to(self._device)
+            transform = HaarTransform(torch.tensor(group.searched_m)).to(self._device)
             self._transforms[group.grid] = transform
-        if group.copied is not None:
+        if on_device.copied is not None:
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(group.copied)
-            for each in group.on_device:
+            stream.wait_event(on_device.copied)
+            for each in (on_device.clear, on_device.noise):
                 each.record_stream(stream)  # its memory belongs to the copying stream, which might reuse it
-        layers = _find_layers(transform, group, height_m)
-        ends = np.cumsum([len(member.unix_nanos) for member in group.members])[:-1]
-        parts = zip(*(np.split(values, ends) for values in _columns(layers)), strict=True)
-        clouds = np.split(group.cloud_base_m, ends)
-        return [_Retrieval(Layers(*part), cloud) for part, cloud in zip(parts, clouds, strict=True)]
+        return _find_layers(transform, on_device)
 
 
-def _find_layers(transform: HaarTransform, group: _Group, height_m: NDArray[np.float64]) -> Layers:
-    """From profiles of one grid to layers.
-
-    Args:
-        transform: Made for the searched part of the grid.
-        group: The profiles.
-        height_m: (gates,).
-    """
-    clear, noise = group.on_device
-    searched_m = _searched(height_m)
-    gate_m = float(height_m[1] - height_m[0])
-    boundary_m = torch.from_numpy(np.append(searched_m, searched_m[-1] + gate_m) - gate_m / 2).to(clear.device)
+def _find_layers(transform: HaarTransform, on_device: _OnDevice) -> Layers:
+    """From profiles of one grid to layers; the transform was made for the searched part of that grid."""
+    group = on_device.group
     with torch.inference_mode():
         edges = find_edges(
-            transform(clear, noise),
-            boundary_m,
+            transform(on_device.clear, on_device.noise),
+            torch.from_numpy(_boundaries(group)).to(on_device.clear.device),
             min_significance=MIN_SIGNIFICANCE,
             floor_m=FLOOR_M,
             separation_m=SEPARATION_M,
@@ -198,32 +141,9 @@ def _find_layers(transform: HaarTransform, group: _Group, height_m: NDArray[np.f
             level=edges.level.cpu().numpy(),
             spread_m=edges.dilation_spread_m.cpu().numpy(),
         )
-    return choose_layers(candidates, judge_sky(group.clear, searched_m, group.cloud_base_m, group.is_obscured), gate_m)
+    return choose_layers(candidates, group.sky(), group.gate_m)
 
 
-def _result(profiles: Profiles, retrieval: _Retrieval) -> AnalysisResult:
-    layers = retrieval.layers
-    return AnalysisResult(
-        sample_unix_nanos=profiles.unix_nanos,
-        variables=(
-            AnalysisVariable("atmosphere_boundary_layer_thickness", "m", layers.height_m),
-            AnalysisVariable("atmosphere_boundary_layer_thickness_standard_error", "m", layers.standard_error_m),
-            AnalysisVariable("cloud_base_height", "m", retrieval.cloud_base_m),
-            AnalysisVariable("quality_flag", "1", layers.flag),
-            AnalysisVariable("significance", "1", layers.significance),
-        ),
-    )
-
-
-def _grid(profiles: Profiles) -> tuple[int, float, float]:
-    """What makes two grids the same: number of gates, first and last height."""
-    return len(profiles.height_m), float(profiles.height_m[0]), float(profiles.height_m[-1])
-
-
-def _searched(height_m: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The heights that are looked at: up to the ceiling and half the widest dilation above it."""
-    return height_m[: max(2, int(np.searchsorted(height_m, CEILING_M + 200)))]
-
-
-def _columns(layers: Layers) -> tuple[NDArray[np.float32], ...]:
-    return layers.height_m, layers.standard_error_m, layers.significance, layers.flag
+def _boundaries(group: Group) -> NDArray[np.float64]:
+    """Heights between the searched gates, and at both ends: (searched gates + 1,)."""
+    return np.append(group.searched_m, group.searched_m[-1] + group.gate_m) - group.gate_m / 2

@@ -21,6 +21,9 @@ CLEAR_OR_CLOUD = 2
 """Of the skies, so many first ones leave a height defined."""
 NO_HEIGHT_PROBABILITY = 0.5
 """Where rain and fog together are more probable than this, no height is given."""
+NO_HEIGHT_WIDTH_M = 1000.0
+"""Where the central 90 % interval is wider than this, no height is given, only the interval: the profile does not tell.
+On courses of the climate CALIBRATION that takes 3.5 % of the heights away, and half of the mean square error."""
 QUALITY_MEANINGS = ("none", "low", "good")
 
 
@@ -39,17 +42,18 @@ def read_answers(
     height_m = heights_at(answers.mixing, (0.5,))[:, 0].numpy()
     lower_m, low_m, high_m, upper_m = heights_at(answers.mixing / calibration.interval_temperature, LEVELS).numpy().T
     lower_m, upper_m = np.minimum(lower_m, height_m), np.maximum(upper_m, height_m)
+    is_untold = is_hidden | (upper_m - lower_m > NO_HEIGHT_WIDTH_M)
     good_width_m = np.maximum(calibration.good_width_m, calibration.good_width_ratio * height_m)
     flag = np.where(upper_m - lower_m <= good_width_m, FLAG_GOOD, FLAG_LOW)
     columns = [
-        (THICKNESS, "m", _hide(height_m, is_hidden), ()),
-        (f"{THICKNESS}_standard_error", "m", _hide((high_m - low_m) / 2, is_hidden), ()),
+        (THICKNESS, "m", _hide(height_m, is_untold), ()),
+        (f"{THICKNESS}_standard_error", "m", _hide((high_m - low_m) / 2, is_untold), ()),
         (f"{THICKNESS}_lower", "m", _hide(lower_m, is_hidden), ()),
         (f"{THICKNESS}_upper", "m", _hide(upper_m, is_hidden), ()),
         ("residual_layer_height", "m", _hide(_where_any(answers.residual), is_hidden), ()),
         ("cloud_base_height", "m", _where_any(answers.cloud), ()),
         ("sky_condition", "1", sky.argmax(dim=1).numpy(), SKIES),
-        ("quality_flag", "1", np.where(is_hidden, FLAG_NONE, flag), QUALITY_MEANINGS),
+        ("quality_flag", "1", np.where(is_untold, FLAG_NONE, flag), QUALITY_MEANINGS),
     ]
     results, first = [], 0
     for each in instants:

@@ -17,13 +17,18 @@ from torch import Tensor
 from server.analyses.boundary_layer.clock import STEP_COUNT
 from server.analyses.boundary_layer.courses import PROFILE_COUNT, PROFILES_A_STEP, UNKNOWN, Course
 from server.analyses.boundary_layer.features import Sums, fade, sums_of_each, to_channels, to_facts
-from server.analyses.boundary_layer.grid import GATE_COUNT
+from server.analyses.boundary_layer.grid import CENTRES_M, GATE_COUNT, WIDTHS_M
 
 CALIBRATION_SPREAD = 0.25
 """Standard deviation of the logarithm of a factor on everything, beside the climate's own."""
 NO_POSITION_SHARE, LATE_START_SHARE, GAP_SHARE = 0.1, 0.2, 0.2
 """Of courses: the place is unknown; the instrument begins late; it is silent for up to six hours."""
 GAP_MAX = 360
+NOISY_SHARE, NOISE_FACTOR_MAX = 0.4, 2.5
+"""Of courses, those seen by a noisier instrument, and how much noisier."""
+SUN_SHIFT_SHARE, SUN_SHIFT_MAX = 0.5, 30
+"""Of courses, those whose sun is ahead or behind, and by how many minutes: behind a mountain, or under a wrong clock.
+Where the collapse of a layer cannot be seen, nobody knows it better than that."""
 SUN_PLACE = 2
 """Of a step's profiles, the one whose sun stands for the step."""
 
@@ -106,9 +111,18 @@ def make_batch(courses: Sequence[Course], random: Sequence[np.random.Generator],
 
 
 def vary(course: Course, random: np.random.Generator) -> Course:
-    """The same weather, seen by an instrument that is otherwise calibrated, registered and switched on."""
+    """The same weather, seen by an instrument that is otherwise calibrated, noisier, elsewhere or switched off."""
     factor = np.exp(random.normal(0, CALIBRATION_SPREAD))
     is_there, sun = course.is_there.copy(), course.sun
+    beta, noise = course.beta * np.float32(factor), course.noise * factor**2
+    if random.random() < NOISY_SHARE:
+        gain = random.uniform(1, NOISE_FACTOR_MAX) ** 2
+        added = np.sqrt((gain - 1) * noise)[:, None] * np.sqrt(CENTRES_M**4 / WIDTHS_M)
+        beta = beta + (added * random.standard_normal(beta.shape, np.float32)).astype(np.float32)
+        noise = noise * gain
+    if random.random() < SUN_SHIFT_SHARE:
+        shift = int(random.integers(-SUN_SHIFT_MAX, SUN_SHIFT_MAX + 1))
+        sun = sun[np.clip(np.arange(PROFILE_COUNT) + shift, 0, PROFILE_COUNT - 1)]
     if random.random() < NO_POSITION_SHARE:
         sun = np.zeros_like(sun)
     if random.random() < LATE_START_SHARE:
@@ -118,8 +132,8 @@ def vary(course: Course, random: np.random.Generator) -> Course:
         is_there[start : start + random.integers(GAP_MAX)] = False
     return replace(
         course,
-        beta=course.beta * np.float32(factor),
-        noise=course.noise * factor**2,
+        beta=beta,
+        noise=noise,
         is_there=is_there,
         sun=sun,
     )

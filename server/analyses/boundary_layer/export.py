@@ -54,7 +54,7 @@ def export_onnx(network: LayerNetwork, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     buffer = io.BytesIO()
     program = torch.onnx.export(
-        _OneLook(network.cpu().eval()),
+        _OneLook(network.cpu()).eval(),
         sample_inputs(network),
         dynamo=True,
         external_data=False,
