@@ -1,6 +1,7 @@
 """Runs a small network on this machine: stations, broker, server, worker and Prefect, each in its own process.
 
 Without --data: three stations with a simulated CL51 each, a day speeded up; one station loses its link for a while.
+Fair weather at one, clouds and rain at the next, fog at the third, so that each is seen whatever the date.
 With --data: the files of a folder, each recognised, as if their instruments measured them now.
 """
 
@@ -21,25 +22,34 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import func, select
 
-from demo.account import take_account
+from demo.account import count_made_again, take_account
 from demo.figures import draw_figures
+from demo.heights import name_method
 from demo.link import Link
-from demo.plan import PlannedStation, live, plan_simulated, simulated_day, write_agent_settings, write_stations_file
+from demo.plan import (
+    PlannedStation,
+    live,
+    parse_day,
+    plan_simulated,
+    simulated_day,
+    write_agent_settings,
+    write_stations_file,
+)
 from demo.processes import Processes, free_port, program
 from demo.progress import StationProgress, count_held, read_progress, show_until_done
 from demo.recorded import UNRECOGNISED, plan_recorded
-from demo.summary import print_summary, write_summary
+from demo.summary import print_heights, print_summary, write_summary
+from demo.versions import put_to_work, wait_for_predictions
 from fieldpost import Client
 from fieldpost.errors import BrokenStateError, FieldpostError, InvalidRequestError
 from server.settings import load_settings
 from server.storage.store import Store
-from server.storage.tables import observations, predictions
+from server.storage.tables import observations
 
 MARK = ".made-by-fieldpost-demo"
 DAY_S = 30.0
 """How long the simulated day takes."""
 LINK_CUT_S, LINK_MENDED_S = 12.0, 20.0
-PREDICTIONS_TIMEOUT_S = 120.0
 
 
 class Demo:
@@ -123,18 +133,6 @@ class Demo:
                 link.mend()
                 self.console.print(f"[green]the link of {name} is back[/green]")
 
-    def wait_for_predictions(self, store: Store) -> None:
-        """Returns when everything has its prediction, or no further one has come for a while."""
-        deadline = time.monotonic() + PREDICTIONS_TIMEOUT_S
-        counted = -1
-        while time.monotonic() < deadline:
-            with store.read() as connection:
-                held = connection.scalar(select(func.count()).select_from(observations))
-                before, counted = counted, connection.scalar(select(func.count()).select_from(predictions)) or 0
-            if counted in (held, before):
-                return
-            time.sleep(2)
-
     def archive(self, store: Store) -> None:
         """Runs the archive flow, as a person would from a command line; Prefect shows the run and its artifacts."""
         self.processes.wait_for_port("prefect", self.prefect_port)
@@ -176,7 +174,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     output: Path = options.output.absolute()
     prepare_output(output)
     if options.data is None:
-        stations = plan_simulated(simulated_day(datetime.now(UTC)), 86_400 / DAY_S)
+        stations = plan_simulated(options.day or simulated_day(datetime.now(UTC)), 86_400 / DAY_S)
         console.print("Three stations measure a day in half a minute; one of them loses its link for a while.")
     else:
         stations = plan_recorded(options.data, output / "input")
@@ -188,19 +186,23 @@ def run(options: argparse.Namespace, console: Console) -> int:
         parts.callback(demo.close)
         demo.start()
         client = parts.enter_context(Client(demo.settings.grpc_address))
+        versions = put_to_work(client)
+        console.print(f"heights: {' beside '.join(f'{name_method(each)} (version {each})' for each in versions)}")
         for station in stations:
             demo.start_station(station, ends=True)
         show_until_done(console, lambda: demo.look(client), demo.cut_and_mend)
         console.print("everything is delivered; waiting for the last predictions, then archiving the day")
         store = Store(demo.settings.database, demo.settings.segments)
         parts.callback(store.close)
-        demo.wait_for_predictions(store)
+        wait_for_predictions(store)
         demo.archive(store)
-        figures = draw_figures(stations, store, output / "figures")
+        figures = draw_figures(stations, store, output / "figures", versions)
         with store.read() as connection:
-            accounts = take_account(stations, output / "stations", connection, client)
-        write_summary(output / "summary.json", accounts, time.monotonic() - started)
+            accounts = take_account(stations, output / "stations", connection, client, versions)
+            made_again = count_made_again(connection)
+        write_summary(output / "summary.json", accounts, made_again, time.monotonic() - started)
         print_summary(console, accounts)
+        print_heights(console, accounts, made_again)
         console.print(f"pictures: {len(figures)} in {options.output / 'figures'}", highlight=False)
         console.print(f"bags:     {options.output / 'archive'}", highlight=False)
         console.print(f"summary:  {options.output / 'summary.json'}", highlight=False)
@@ -221,7 +223,7 @@ def describe_recorded(station: PlannedStation, folder: Path) -> str:
 def stay(demo: Demo, console: Console) -> None:
     """Leaves it running, the simulated instruments in the present, until Ctrl-C."""
     for station in demo.stations:
-        if any(each.seed is not None for each in station.instruments):
+        if any(each.sky is not None for each in station.instruments):
             demo.start_station(live(station), ends=False)
     demo.processes.start("flows", [sys.executable, "-m", "flows", "serve"], demo.environment)
     console.print(
@@ -246,6 +248,9 @@ def main() -> int:
         prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="a folder of your own instrument files")
+    parser.add_argument(
+        "--day", type=parse_day, metavar="YYYY-MM-DD", help="of the simulated instruments; default: yesterday"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="default: demo-output")
     parser.add_argument("--stay", action="store_true", help="leave everything running until Ctrl-C")
     options = parser.parse_args()

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select
 
+from demo.heights import ANALYSIS, HeightAccount, account_for_heights
 from demo.plan import PlannedInstrument, PlannedStation
 from edge_agent.storage.day_file import DayFile
 from edge_agent.storage.day_files import list_day_files
 from fieldpost import Client
-from fieldpost.simulation import Atmosphere
-from server.storage.tables import bags, epochs, instruments, observations, stations
-
-HEIGHT = "atmosphere_boundary_layer_thickness"
+from server.queries.predictions import last_prediction_id
+from server.storage.tables import bags, epochs, instruments, observations, predictions, stations
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,12 @@ class Quarantined:
 
 @dataclass(slots=True)
 class InstrumentAccount:
-    """What became of one instrument's observations. Fields of a simulated one are None for a recorded one."""
+    """What became of one instrument's observations.
+
+    Attributes:
+        predicted: By the active version; as are failed, latencies and failures.
+        heights: What each version says, the active one first.
+    """
 
     station: str
     instrument: str
@@ -49,16 +52,17 @@ class InstrumentAccount:
     duplicates_dropped: int = 0
     latency_p50_s: float | None = None
     latency_p99_s: float | None = None
-    height_available_percent: float | None = None
-    mean_error_m: float | None = None
-    mean_absolute_error_m: float | None = None
-    median_absolute_error_m: float | None = None
+    heights: list[HeightAccount] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
 def take_account(
-    stations_: Sequence[PlannedStation], buffers: Path, connection: Connection, client: Client
+    stations_: Sequence[PlannedStation],
+    buffers: Path,
+    connection: Connection,
+    client: Client,
+    versions: Sequence[int],
 ) -> list[InstrumentAccount]:
     """The account of every instrument.
 
@@ -67,6 +71,7 @@ def take_account(
         buffers: That folder.
         connection: To the server's database.
         client: To the server.
+        versions: Which predict, the active one first.
     """
     dropped = {
         (station.station, each.instrument): each.duplicate_count
@@ -78,7 +83,8 @@ def take_account(
         written = _read_buffer(buffers / station.name)
         quarantined = _read_quarantine(buffers / station.name)
         for instrument in station.instruments:
-            account = _account(station.name, instrument, written.get(instrument.name, Counter()), connection, client)
+            account = _account(station.name, instrument, written.get(instrument.name, Counter()), connection)
+            _add_predictions(account, instrument, client, versions)
             account.duplicates_dropped = dropped.get((station.name, instrument.name), 0)
             account.quarantined = quarantined.get(instrument.name, [])
             accounts.append(account)
@@ -90,13 +96,12 @@ def _account(
     instrument: PlannedInstrument,
     in_buffer: Counter[bytes],
     connection: Connection,
-    client: Client,
 ) -> InstrumentAccount:
     in_store = _read_store(connection, station, instrument.name)
     written = instrument.written_count if instrument.written_count is not None else in_buffer.total()
     # Whatever is missing anywhere on the way: never buffered, or buffered and not held with the same bytes.
     lost = max(written - in_buffer.total(), 0) + (in_buffer - in_store).total()
-    account = InstrumentAccount(
+    return InstrumentAccount(
         station=station,
         instrument=instrument.name,
         instrument_model=instrument.instrument_model,
@@ -105,43 +110,31 @@ def _account(
         archived=_read_archived(connection, station, instrument.name),
         lost=lost,
     )
-    _add_predictions(account, instrument, client)
-    return account
 
 
-def _add_predictions(account: InstrumentAccount, instrument: PlannedInstrument, client: Client) -> None:
-    latencies, times, heights = [], list[int](), list[float]()
-    reasons: Counter[str] = Counter()
-    for prediction in client.iter_predictions(station=account.station, instrument=account.instrument):
-        latencies.append(prediction.predict_time.ToNanoseconds() - prediction.capture_time.ToNanoseconds())
-        if prediction.failure:
-            account.failed += 1
-            reasons[prediction.failure] += 1
-            continue
-        account.predicted += 1
-        for variable in prediction.variables:
-            if variable.name == HEIGHT:
-                times += prediction.sample_unix_nanos
-                heights += variable.values
-    account.failures = [f"{count} x {reason}" for reason, count in reasons.most_common(5)]
-    if latencies:
-        account.latency_p50_s, account.latency_p99_s = (float(x) / 1e9 for x in np.percentile(latencies, (50, 99)))
-    if not heights:
-        return
-    height_m = np.array(heights, np.float32)
-    account.height_available_percent = float(np.isfinite(height_m).mean() * 100)
-    if instrument.seed is not None:
-        error_m = height_m - true_height_m(instrument.seed, np.array(times, np.int64))
-        error_m = error_m[np.isfinite(error_m)]
-        if len(error_m):
-            account.mean_error_m = float(error_m.mean())
-            account.mean_absolute_error_m = float(np.abs(error_m).mean())
-            account.median_absolute_error_m = float(np.median(np.abs(error_m)))
+def _add_predictions(
+    account: InstrumentAccount, instrument: PlannedInstrument, client: Client, versions: Sequence[int]
+) -> None:
+    atmosphere = instrument.sky.atmosphere() if instrument.sky is not None else None
+    for version in versions:
+        made = list(
+            client.iter_predictions(
+                station=account.station, instrument=account.instrument, analysis=ANALYSIS, model_version=version
+            )
+        )
+        account.heights.append(account_for_heights(version, made, atmosphere))
+        if version == versions[0] and made:
+            reasons = Counter(each.failure for each in made if each.failure)
+            account.failed = reasons.total()
+            account.predicted = len(made) - account.failed
+            account.failures = [f"{count} x {reason}" for reason, count in reasons.most_common(5)]
+            latencies = [each.predict_time.ToNanoseconds() - each.capture_time.ToNanoseconds() for each in made]
+            account.latency_p50_s, account.latency_p99_s = (float(x) / 1e9 for x in np.percentile(latencies, (50, 99)))
 
 
-def true_height_m(seed: int, unix_nanos: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mixing height of the simulated sky, (time,), m above ground; NaN where there is none."""
-    return np.asarray(Atmosphere(seed).truth(unix_nanos / 1e9).mixing_height_m, dtype=np.float64)
+def count_made_again(connection: Connection) -> int:
+    """Predictions whose place another one has taken: numbers are never given twice."""
+    return last_prediction_id(connection) - (connection.scalar(select(func.count()).select_from(predictions)) or 0)
 
 
 def _read_buffer(folder: Path) -> dict[str, Counter[bytes]]:

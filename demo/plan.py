@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import count
 from pathlib import Path
+
+import numpy as np
+
+from fieldpost.simulation import SKIES, Atmosphere
+from fieldpost.simulation.cl51 import CLIMATES
 
 SIMULATED_INTERVAL_S = 15.0
 SIMULATED_COUNT = 5760
 """A day."""
+SKY_STEP_S = 900.0
+SHOWN_MIN, HIDDEN_MAX = 0.04, 0.4
+"""Of the day: so much of a weather at least is seen in a picture; so much without any height at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSky:
+    """The sky above a simulated instrument; attributes as in the station's settings."""
+
+    seed: int
+    climate: str
+    latitude_deg: float
+    longitude_deg: float
+
+    def atmosphere(self) -> Atmosphere:
+        """What the instrument looks at, with its truth."""
+        climate = CLIMATES[self.climate]
+        return Atmosphere(self.seed, climate, latitude_deg=self.latitude_deg, longitude_deg=self.longitude_deg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +45,14 @@ class PlannedInstrument:
         name: Its name.
         instrument_model: As the server's registry has it.
         source_settings: The lines of its table in the station's settings.
-        seed: Of the simulated sky; None for recorded files.
+        sky: The simulated one; None for recorded files.
         written_count: Observations that it hands over, where that is known beforehand.
     """
 
     name: str
     instrument_model: str
     source_settings: dict[str, str | int | float]
-    seed: int | None = None
+    sky: PlannedSky | None = None
     written_count: int | None = None
 
 
@@ -54,50 +79,85 @@ def simulated_day(now: datetime) -> datetime:
     return datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=1)
 
 
+def parse_day(text: str) -> datetime:
+    """A day, from midnight UTC.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    try:
+        return datetime.combine(date.fromisoformat(text), time(tzinfo=UTC))
+    except ValueError as error:
+        raise ArgumentTypeError(f"expected a day such as 2026-06-21, but got {text!r}") from error
+
+
 def plan_simulated(start: datetime, speed_up: float) -> list[PlannedStation]:
-    """Three stations with a simulated CL51 each; the second one loses its link."""
-    sites = [("lindenberg", 52.21, 14.13, 112.0), ("payerne", 46.81, 6.94, 491.0), ("magurele", 44.34, 26.03, 77.0)]
+    """Three stations with a simulated CL51 each: under fair weather; with clouds and rain; with fog.
+
+    The second one loses its link.
+
+    Args:
+        start: Of the day.
+        speed_up: How many times faster than real time it passes.
+    """
+    pace: dict[str, str | int | float] = {
+        "start_time": start.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "speed_up": speed_up,
+        "count": SIMULATED_COUNT,
+    }
+    lindenberg, payerne, magurele = (52.21, 14.13), (46.81, 6.94), (44.34, 26.03)
+    skies = [
+        ("lindenberg", PlannedSky(1, "fair", *lindenberg), 112.0),
+        ("payerne", find_sky("training", *payerne, start, ("cloud", "rain")), 491.0),
+        ("magurele", find_sky("training", *magurele, start, ("fog",)), 77.0),
+    ]
     return [
         PlannedStation(
             name,
-            [
-                PlannedInstrument(
-                    "cl51",
-                    "cl51",
-                    {
-                        "source": "simulated",
-                        "seed": seed,
-                        "interval_s": SIMULATED_INTERVAL_S,
-                        "start_time": start.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                        "speed_up": speed_up,
-                        "count": SIMULATED_COUNT,
-                    },
-                    seed=seed,
-                    written_count=SIMULATED_COUNT,
-                )
-            ],
-            latitude_deg,
-            longitude_deg,
+            [PlannedInstrument("cl51", "cl51", _simulated(sky) | pace, sky, SIMULATED_COUNT)],
+            sky.latitude_deg,
+            sky.longitude_deg,
             altitude_m,
-            loses_link=seed == 2,
+            loses_link=name == "payerne",
         )
-        for seed, (name, latitude_deg, longitude_deg, altitude_m) in enumerate(sites, 1)
+        for name, sky, altitude_m in skies
     ]
+
+
+def find_sky(
+    climate: str, latitude_deg: float, longitude_deg: float, start: datetime, weathers: Sequence[str]
+) -> PlannedSky:
+    """The first sky that shows these weathers on a day, and not so much of them that little else is seen.
+
+    Args:
+        climate: From which it comes.
+        latitude_deg: Of the place.
+        longitude_deg: Of the place.
+        start: Of the day.
+        weathers: Among fieldpost.simulation.SKIES.
+    """
+    unix_s = start.timestamp() + np.arange(0.0, 86_400.0, SKY_STEP_S)
+
+    def shows(sky: PlannedSky) -> bool:
+        found = np.array(SKIES)[sky.atmosphere().truth(unix_s).sky]
+        is_shown = all((found == weather).mean() >= SHOWN_MIN for weather in weathers)
+        return is_shown and bool(np.isin(found, ("rain", "fog")).mean() <= HIDDEN_MAX)
+
+    return next(filter(shows, (PlannedSky(seed, climate, latitude_deg, longitude_deg) for seed in count(1))))
 
 
 def live(station: PlannedStation) -> PlannedStation:
     """The same station, measuring in the present: what `make up` goes on with after its day."""
     instruments = [
-        PlannedInstrument(
-            each.name,
-            each.instrument_model,
-            {"source": "simulated", "seed": each.seed, "interval_s": SIMULATED_INTERVAL_S},
-            seed=each.seed,
-        )
+        PlannedInstrument(each.name, each.instrument_model, _simulated(each.sky), each.sky)
         for each in station.instruments
-        if each.seed is not None
+        if each.sky is not None
     ]
     return PlannedStation(station.name, instruments, station.latitude_deg, station.longitude_deg, station.altitude_m)
+
+
+def _simulated(sky: PlannedSky) -> dict[str, str | int | float]:
+    return {"source": "simulated", **asdict(sky), "interval_s": SIMULATED_INTERVAL_S}
 
 
 def write_agent_settings(path: Path, station: PlannedStation, broker_port: int, buffer_folder: Path) -> None:

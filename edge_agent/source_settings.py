@@ -83,6 +83,24 @@ class SimulatedSettings(InstrumentSettings):
     seed: int = field(
         default=1, metadata=about("Seed of the simulated sky; the same seed gives the same telegrams.", minimum=0)
     )
+    climate: Literal["fair", "training", "held-out"] = field(
+        default="fair",
+        metadata=about(
+            "What the sky and the instrument's errors are drawn from: fair weather; or all weather, with rain, fog and "
+            "clouds, as learned retrievals are trained on and as they are judged by."
+        ),
+    )
+    latitude_deg: float | None = field(
+        default=None,
+        metadata=about(
+            "Where the sky is, north positive: that of the server's registry, since a retrieval may ask where the sun "
+            "stands; absent for one drawn from climate and seed (fair: 45).",
+            minimum=-90,
+        ),
+    )
+    longitude_deg: float | None = field(
+        default=None, metadata=about("The same, east positive; absent as before (fair: 0).", minimum=-180)
+    )
     interval_s: float = field(default=15.0, metadata=about("Seconds between two measurements.", minimum=0.1))
     start_time: datetime | None = field(
         default=None,
@@ -248,7 +266,16 @@ def _check_instrument(settings: InstrumentSettings) -> None:
         to_bytes("poll_command", settings.poll_command)
     if isinstance(settings, TcpClientSettings | TcpServerSettings | UdpSettings) and settings.port > 65535:
         raise InvalidRequestError(f"expected instruments.port to be at most 65535, but got {settings.port}")
-    if isinstance(settings, SimulatedSettings) and settings.start_time is None:
+    if isinstance(settings, SimulatedSettings):
+        _check_simulated(settings)
+
+
+def _check_simulated(settings: SimulatedSettings) -> None:
+    places = (("latitude_deg", settings.latitude_deg, 90), ("longitude_deg", settings.longitude_deg, 180))
+    for key, value, most in places:
+        if value is not None and value > most:
+            raise InvalidRequestError(f"expected instruments.{key} to be at most {most}, but got {value:g}")
+    if settings.start_time is None:
         is_in_present = settings.count is None and settings.speed_up == 1
         if not is_in_present:
             raise InvalidRequestError(

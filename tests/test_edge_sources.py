@@ -15,10 +15,11 @@ import pytest
 from edge_source_support import RememberingSink
 
 from edge_agent.capture import Capture, observation_of
-from edge_agent.source_settings import ReplaySettings, SimulatedSettings
+from edge_agent.source_settings import ReplaySettings, SimulatedSettings, parse_instrument
 from edge_agent.sources.replay import ReplaySource
 from edge_agent.sources.simulated import PresentTicks, SimulatedSource
 from fieldpost.errors import InvalidRequestError
+from fieldpost.simulation import HELD_OUT, SimulatedCl51
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 
@@ -127,12 +128,42 @@ def test_an_interrupted_simulation_goes_on_with_the_same_telegrams() -> None:
     assert [c.content for c in part.captures + rest.captures] == [c.content for c in whole.captures]
 
 
+def test_a_simulated_sky_is_that_of_its_place_and_climate() -> None:
+    sink = RememberingSink()
+    simulated_source(count=2, climate="held-out", latitude_deg=52.21, longitude_deg=14.13).run(sink, threading.Event())
+    instrument = SimulatedCl51(1, climate=HELD_OUT, latitude_deg=52.21, longitude_deg=14.13)
+    assert sink.contents() == [instrument.telegram(START.timestamp() + step_s) for step_s in (0, 15)]
+    assert sink.contents()[0] != SimulatedCl51(1, climate=HELD_OUT).telegram(START.timestamp())
+
+
+@pytest.mark.parametrize("change", [{"climate": "training"}, {"latitude_deg": 52.0}, {"longitude_deg": 52.0}])
+def test_under_another_sky_a_simulation_begins_anew(change: dict[str, Any]) -> None:
+    before, after = RememberingSink(), RememberingSink()
+    simulated_source(count=3).run(before, threading.Event())
+    simulated_source(before.origins(), count=3, **change).run(after, threading.Event())
+    assert len(after.captures) == 3
+
+
 def test_a_simulation_with_a_speed_up_is_paced_by_the_wall_clock() -> None:
     begun = time.monotonic()
     sink = RememberingSink()
     simulated_source(count=4, interval_s=15.0, speed_up=150.0).run(sink, threading.Event())
     assert len(sink.captures) == 4
     assert 0.29 <= time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latitude_deg": 90.5}, "latitude_deg to be at most 90, but got 90.5"),
+        ({"latitude_deg": -91.0}, "latitude_deg to be at least -90"),
+        ({"longitude_deg": 181.0}, "longitude_deg to be at most 180, but got 181"),
+        ({"climate": "wet"}, "climate to be a fair or training or held-out, but got 'wet'"),
+    ],
+)
+def test_a_sky_that_is_nowhere_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_instrument({"name": "cl51", "source": "simulated", **change})
 
 
 class StoppingSink(RememberingSink):

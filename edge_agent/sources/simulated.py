@@ -64,15 +64,21 @@ class SimulatedSource:
         self._start_unix_nanos = round(start.timestamp() * 1e6) * 1000 if start else 0
         self._interval_nanos = round(settings.interval_s * 1e9)
         begin = f"{start.astimezone(UTC):%Y%m%dT%H%M%SZ}" if start else "present"
-        self._origin_name = f"{settings.name}:simulated-{settings.seed}-{settings.interval_s:g}s-{begin}"
+        self._origin_name = f"{settings.name}:simulated-{_sky_name(settings)}-{settings.interval_s:g}s-{begin}"
         self._next_index = origins.get(self._origin_name, -1) + 1
 
     def run(self, sink: Sink, stop: threading.Event) -> None:
         """See Source."""
         # Imported here: a station without a simulated instrument has no need of numpy.
-        from fieldpost.simulation import SimulatedCl51
+        from fieldpost.simulation.cl51 import CLIMATES, SimulatedCl51
 
-        instrument = SimulatedCl51(self._settings.seed)
+        settings = self._settings
+        instrument = SimulatedCl51(
+            settings.seed,
+            climate=CLIMATES[settings.climate],
+            latitude_deg=settings.latitude_deg,
+            longitude_deg=settings.longitude_deg,
+        )
         indexes = self._present_indexes(stop) if self._settings.start_time is None else self._paced_indexes(stop)
         for due in indexes:
             sink.put([self._capture(instrument.telegram(self._measure_unix_nanos(i) / 1e9), i) for i in due])
@@ -128,3 +134,10 @@ class SimulatedSource:
             origin_index=index,
             measure_unix_nanos=self._measure_unix_nanos(index),
         )
+
+
+def _sky_name(settings: SimulatedSettings) -> str:
+    """Tells skies apart: another sky is another origin, which begins at its own first telegram."""
+    climate = "" if settings.climate == "fair" else f"-{settings.climate}"
+    places = (("lat", settings.latitude_deg), ("lon", settings.longitude_deg))
+    return f"{settings.seed}{climate}" + "".join(f"-{key}{value:g}" for key, value in places if value is not None)

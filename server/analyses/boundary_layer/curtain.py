@@ -63,7 +63,7 @@ def make_curtain(profiles: Sequence[Profiles], top_m: float, column_count: int) 
     valid_counts = np.add.reduceat(valid[order].astype(np.float32), starts, axis=0)
     mean = np.where(valid_counts > 0, sums / np.maximum(valid_counts, 1), np.nan).astype(np.float32)
     lowest_m = np.minimum.reduceat(base_m[order], starts)
-    edges, cells = _cells(column_nanos, mean)
+    edges, cells = to_cells(column_nanos, mean)
     step_m = height_m[1] - height_m[0]
     return Curtain(
         time_edges_nanos=edges,
@@ -74,10 +74,10 @@ def make_curtain(profiles: Sequence[Profiles], top_m: float, column_count: int) 
     )
 
 
-def average_in_time(
+def medians_in_columns(
     unix_nanos: NDArray[np.int64], values: NDArray[np.float32], column_nanos: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The median of the values that belong to each column, at the column's time; columns without any are left out.
+) -> NDArray[np.float32]:
+    """The median of the values that belong to each column: (columns,), float32; NaN where there are none.
 
     Args:
         unix_nanos: (samples,), ascending.
@@ -86,9 +86,7 @@ def average_in_time(
     """
     between = column_nanos[:-1] + np.diff(column_nanos) // 2
     parts = np.split(values, np.searchsorted(unix_nanos, between))
-    has_values = np.array([np.isfinite(part).any() for part in parts])
-    medians = [np.nanmedian(part) for part, has in zip(parts, has_values, strict=True) if has]
-    return column_nanos[has_values], np.array(medians, np.float32)
+    return np.array([np.nanmedian(part) if np.isfinite(part).any() else np.nan for part in parts], np.float32)
 
 
 def break_at_gaps(
@@ -100,6 +98,34 @@ def break_at_gaps(
         return unix_nanos, values
     after = np.flatnonzero(steps > GAP_STEPS * np.median(steps)) + 1
     return np.insert(unix_nanos, after, unix_nanos[after] - 1), np.insert(values, after, np.float32(np.nan))
+
+
+def to_cells(
+    column_nanos: NDArray[np.int64], columns: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Edges between columns half-way; where the next one is far, the column ends early and an empty cell follows.
+
+    Args:
+        column_nanos: (columns,), ascending.
+        columns: (columns, rows).
+
+    Returns:
+        (cells + 1,) and (cells, rows).
+    """
+    steps = np.diff(column_nanos)
+    usual = int(np.median(steps)) if len(steps) else LONE_PROFILE_NANOS
+    edges = [int(column_nanos[0]) - usual // 2]
+    cells = [columns[0]]
+    empty = np.full(columns.shape[1], np.nan, np.float32)
+    for step, time, column in zip(steps, column_nanos[1:], columns[1:], strict=True):
+        if step > GAP_STEPS * usual:
+            edges += [int(time - step) + usual // 2, int(time) - usual // 2]
+            cells += [empty, column]
+        else:
+            edges.append(int(time - step // 2))
+            cells.append(column)
+    edges.append(int(column_nanos[-1]) + usual // 2)
+    return np.array(edges, np.int64), np.array(cells)
 
 
 def _columns(nanos: NDArray[np.int64], column_count: int) -> NDArray[np.int64]:
@@ -119,21 +145,3 @@ def _onto(height_m: NDArray[np.float64], part: Profiles) -> NDArray[np.float32]:
     nearest = np.rint((height_m - part.height_m[0]) / step_m).astype(np.int64)
     inside = (nearest >= 0) & (nearest < len(part.height_m))
     return np.where(inside, part.beta[:, nearest.clip(0, len(part.height_m) - 1)], np.float32(np.nan))
-
-
-def _cells(column_nanos: NDArray[np.int64], beta: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Edges between columns half-way; where the next one is far, the column ends early and an empty cell follows."""
-    steps = np.diff(column_nanos)
-    usual = int(np.median(steps)) if len(steps) else LONE_PROFILE_NANOS
-    edges = [int(column_nanos[0]) - usual // 2]
-    cells = [beta[0]]
-    empty = np.full(beta.shape[1], np.nan, np.float32)
-    for step, time, profile in zip(steps, column_nanos[1:], beta[1:], strict=True):
-        if step > GAP_STEPS * usual:
-            edges += [int(time - step) + usual // 2, int(time) - usual // 2]
-            cells += [empty, profile]
-        else:
-            edges.append(int(time - step // 2))
-            cells.append(profile)
-    edges.append(int(column_nanos[-1]) + usual // 2)
-    return np.array(edges, np.int64), np.array(cells)
