@@ -6,8 +6,8 @@ The days are courses of the climate HELD_OUT, whose ranges reach beyond those of
 or trained on, with seeds from 900 000 on, which nothing else uses. Four instrument models take turns; one profile a
 minute from solar noon to solar noon; each version is asked as a worker asks it. All are scored on the same instants,
 and once more, under `common`, on those at which all of them gave a height, since silence in hard cases flatters. What
-the numbers mean stands in server/analyses/boundary_layer/metrics.py. `shortest_path_whole_day` knows the future and is
-a reference, not a competitor. `profiles_per_s` is for one processor core, decoded profiles in, heights out; it alone is
+the numbers mean stands in server/analyses/boundary_layer/scoring/metrics.py. `shortest_path_whole_day` knows the future
+and is a reference, not a competitor. `profiles_per_s` is for one processor core, decoded profiles in, heights out; it alone is
 not the same in every run.
 """
 
@@ -27,9 +27,9 @@ import torch
 from benchmarks.boundary_layer_methods import NAMES, Found, Method, methods_of
 from fieldpost.simulation import HELD_OUT
 from server.analyses.boundary_layer import LEARNED, VERSIONS
-from server.analyses.boundary_layer.metrics import in_common, join, score_parts
 from server.analyses.boundary_layer.score import format_table, rows_of, show_progress
-from server.analyses.boundary_layer.simulated_courses import simulate_course
+from server.analyses.boundary_layer.scoring.metrics import in_common, join, score_parts
+from server.analyses.boundary_layer.scoring.simulated_courses import simulate_course
 
 FIRST_SEED = 900_000
 DAYS, QUICK_DAYS = 48, 4

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from server.analyses import Analysis
 from server.analyses.boundary_layer import GRADIENT, LEARNED, SHORTEST_PATH, VARIANCE, WAVELET, load
-from server.analyses.boundary_layer.metrics import NORMAL_90, Compared
-from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
-from server.analyses.boundary_layer.simulated_courses import SimulatedCourse, beside_truth, compare, retrieve
+from server.analyses.boundary_layer.classical.shortest_path import ShortestPathHeight
+from server.analyses.boundary_layer.scoring.metrics import NORMAL_90, Compared
+from server.analyses.boundary_layer.scoring.simulated_courses import SimulatedCourse, beside_truth, compare, retrieve
 
 NAMES: Mapping[int, str] = MappingProxyType(
     {

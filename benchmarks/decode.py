@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fieldpost.simulation import SimulatedCl51
 from server.analyses import AnalysisInput
-from server.analyses.boundary_layer.decode import decode
+from server.analyses.boundary_layer.decoding.decode import decode
 
 TELEGRAM_COUNT = 50
 ROUND_COUNT = 40

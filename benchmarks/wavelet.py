@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from fieldpost.simulation import SimulatedCl51
 from server.analyses import AnalysisInput, load_analysis
 from server.analyses.boundary_layer import NAME
-from server.analyses.boundary_layer.decode import decode
-from server.analyses.boundary_layer.wavelet import MIN_VALID_SHARE, HaarTransform
+from server.analyses.boundary_layer.classical.wavelet import MIN_VALID_SHARE, HaarTransform
+from server.analyses.boundary_layer.decoding.decode import decode
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PROFILE_COUNT = 512

@@ -11,8 +11,8 @@ import numpy as np
 from fieldpost.simulation import REGIMES, SKIES, Atmosphere
 from fieldpost.v1.prediction_pb2 import Prediction
 from server.analyses.boundary_layer import LEARNED, NAME, WAVELET
-from server.analyses.boundary_layer.metrics import NORMAL_90, Compared, score
-from server.analyses.boundary_layer.retrievals import MIXING_HEIGHT, Retrievals, gather
+from server.analyses.boundary_layer.products.retrievals import MIXING_HEIGHT, Retrievals, gather
+from server.analyses.boundary_layer.scoring.metrics import NORMAL_90, Compared, score
 
 ANALYSIS, COMPARED_VERSION = NAME, WAVELET
 """What is predicted here, and the version that predicts beside the active one."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from fieldpost.telegrams import Profiles
-from server.analyses.boundary_layer.network import LayerNetwork, NetworkConfig
-from server.analyses.boundary_layer.weights import Weights
+from server.analyses.boundary_layer.learned.network import LayerNetwork, NetworkConfig
+from server.analyses.boundary_layer.learned.weights import Weights
 
 HEIGHT_M = np.arange(770) * 10 + 5.0
 START_NANOS = 1_700_000_100 * 10**9

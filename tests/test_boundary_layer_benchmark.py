@@ -23,8 +23,8 @@ from benchmarks.boundary_layer_methods import (
 )
 from fieldpost.simulation import HELD_OUT
 from server.analyses.boundary_layer import GRADIENT, SHORTEST_PATH, VARIANCE, WAVELET
-from server.analyses.boundary_layer.metrics import Compared
-from server.analyses.boundary_layer.simulated_courses import simulate_course
+from server.analyses.boundary_layer.scoring.metrics import Compared
+from server.analyses.boundary_layer.scoring.simulated_courses import simulate_course
 
 ROOT = Path(__file__).parent.parent
 PROMISED = {

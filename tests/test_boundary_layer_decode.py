@@ -21,7 +21,7 @@ from fieldpost.simulation import SimulatedCl51
 from fieldpost.simulation.telegram import write_telegram
 from fieldpost.telegrams.vaisala_cl import read_profile
 from server.analyses import AnalysisInput
-from server.analyses.boundary_layer.decode import decode
+from server.analyses.boundary_layer.decoding.decode import decode
 
 NANOS = 1_600_000_000_123_456_789
 TELEGRAM = SimulatedCl51(seed=1).telegram(1_750_000_000.0)

@@ -11,8 +11,8 @@ from boundary_layer_support import EQUINOX_NOON_UNIX_S, GATE_COUNT, SITE, column
 from fieldpost.errors import InvalidObservationError
 from fieldpost.simulation import SimulatedCl51
 from server.analyses import AnalysisInput, AnalysisResult
-from server.analyses.boundary_layer.gradient import SETTINGS, GradientHeight
-from server.analyses.boundary_layer.guides import limits, sun_hours
+from server.analyses.boundary_layer.classical.gradient import SETTINGS, GradientHeight
+from server.analyses.boundary_layer.classical.guides import limits, sun_hours
 
 HOUR_S = 3600.0
 MIDNIGHT_UNIX_S = EQUINOX_NOON_UNIX_S + 12 * HOUR_S

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fieldpost.telegrams.noise import NOISE_FLOOR, estimate_noise
-from server.analyses.boundary_layer.layers import (
+from server.analyses.boundary_layer.classical.layers import (
     FLAG_GOOD,
     FLAG_LOW,
     FLAG_NONE,
@@ -15,7 +15,7 @@ from server.analyses.boundary_layer.layers import (
     Sky,
     choose_layers,
 )
-from server.analyses.boundary_layer.sky import below_cloud, judge_sky
+from server.analyses.boundary_layer.classical.sky import below_cloud, judge_sky
 
 HEIGHT_M = np.arange(500) * 10.0 + 5
 

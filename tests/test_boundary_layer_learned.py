@@ -14,12 +14,12 @@ from fieldpost.telegrams import Profiles
 from server.analyses import AnalysisInput, FollowingAnalysis, Stretch
 from server.analyses.boundary_layer import LEARNED, course_start, load_trained
 from server.analyses.boundary_layer.clock import STEP_S, course_start_unix_s
-from server.analyses.boundary_layer.distribution import heights_at
-from server.analyses.boundary_layer.features import no_sums, sums_of_each, to_channels
-from server.analyses.boundary_layer.grid import CENTRES_M, EDGES_M, GATE_COUNT, WIDTHS_M, reach, to_grid
-from server.analyses.boundary_layer.learned import LearnedHeight
-from server.analyses.boundary_layer.memory import Memory
-from server.analyses.boundary_layer.weights import Weights
+from server.analyses.boundary_layer.learned.distribution import heights_at
+from server.analyses.boundary_layer.learned.features import no_sums, sums_of_each, to_channels
+from server.analyses.boundary_layer.learned.grid import CENTRES_M, EDGES_M, GATE_COUNT, WIDTHS_M, reach, to_grid
+from server.analyses.boundary_layer.learned.memory import Memory
+from server.analyses.boundary_layer.learned.retrieval import LearnedHeight
+from server.analyses.boundary_layer.learned.weights import Weights
 
 WEIGHTS = drawn_weights()
 MODEL = LearnedHeight(WEIGHTS, LEARNED)

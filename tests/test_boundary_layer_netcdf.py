@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fieldpost.errors import InvalidObservationError
 from fieldpost.telegrams.profiles import Profiles
 from server.analyses import AnalysisInput
-from server.analyses.boundary_layer.decode import decode
+from server.analyses.boundary_layer.decoding.decode import decode
 
 MAGURELE = "chm15k/00100_A202010220005_CHM170137.nc"
 CL61 = "cl61/live_20210829_224520.nc"

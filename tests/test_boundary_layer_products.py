@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from fieldpost.errors import BrokenStateError, TryAgainError
 from fieldpost.v1.prediction_pb2 import Prediction
-from server.analyses.boundary_layer.product_rules import HOUR_S, TEN_MINUTES_S, Reason, Rules
-from server.analyses.boundary_layer.products import IN_ANY_SKY, Product, average, find_cadence_s
-from server.analyses.boundary_layer.products_command import json_lines, summary_lines, write_aside
-from server.analyses.boundary_layer.products_figure import draw_products
-from server.analyses.boundary_layer.products_file import describe_rules, write_product, write_products
-from server.analyses.boundary_layer.retrievals import CLOUD_BASE, MIXING_HEIGHT, RESIDUAL_LAYER, Sky, gather
+from server.analyses.boundary_layer.products.cells import IN_ANY_SKY, Product, average, find_cadence_s
+from server.analyses.boundary_layer.products.command import json_lines, summary_lines, write_aside
+from server.analyses.boundary_layer.products.figure import draw_products
+from server.analyses.boundary_layer.products.netcdf_file import describe_rules, write_product, write_products
+from server.analyses.boundary_layer.products.retrievals import CLOUD_BASE, MIXING_HEIGHT, RESIDUAL_LAYER, Sky, gather
+from server.analyses.boundary_layer.products.rules import HOUR_S, TEN_MINUTES_S, Reason, Rules
 from server.cf import Site
 
 DAY = date(2026, 5, 1)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from fieldpost import Client, Outbox
 from server.analyses import AnalysisResult, AnalysisVariable
-from server.analyses.boundary_layer.products_command import app
+from server.analyses.boundary_layer.products.command import app
 from server.models.card import ModelKind, ModelState
 from server.queries.predictions import NewPrediction, encode_result, write_predictions
 from server.storage.tables import model_versions, observations

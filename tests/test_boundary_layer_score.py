@@ -16,12 +16,17 @@ from numpy.typing import ArrayLike
 from fieldpost.simulation import FAIR, HELD_OUT, TRAINING
 from server.analyses import load_analysis
 from server.analyses.boundary_layer import NAME, WAVELET
-from server.analyses.boundary_layer.gradient import GradientHeight
-from server.analyses.boundary_layer.metrics import Compared, in_common, join, score, score_parts
+from server.analyses.boundary_layer.classical.gradient import GradientHeight
+from server.analyses.boundary_layer.classical.shortest_path import ShortestPathHeight
+from server.analyses.boundary_layer.classical.variance import VarianceHeight
 from server.analyses.boundary_layer.score import format_table, rows_of
-from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
-from server.analyses.boundary_layer.simulated_courses import compare, retrieve, retrieve_telegrams, simulate_course
-from server.analyses.boundary_layer.variance import VarianceHeight
+from server.analyses.boundary_layer.scoring.metrics import Compared, in_common, join, score, score_parts
+from server.analyses.boundary_layer.scoring.simulated_courses import (
+    compare,
+    retrieve,
+    retrieve_telegrams,
+    simulate_course,
+)
 
 NAN = math.nan
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fieldpost.simulation import TRAINING
 from fieldpost.telegrams import Profiles
-from server.analyses.boundary_layer.gradient import GradientHeight
-from server.analyses.boundary_layer.metrics import score
-from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
-from server.analyses.boundary_layer.simulated_courses import beside_truth, compare, retrieve, simulate_course
+from server.analyses.boundary_layer.classical.gradient import GradientHeight
+from server.analyses.boundary_layer.classical.shortest_path import ShortestPathHeight
+from server.analyses.boundary_layer.scoring.metrics import score
+from server.analyses.boundary_layer.scoring.simulated_courses import beside_truth, compare, retrieve, simulate_course
 
 
 def follow(profiles: list[Profiles]) -> NDArray[np.float32]:

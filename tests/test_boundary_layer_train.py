@@ -18,19 +18,19 @@ from learned_support import drawn_weights
 
 from fieldpost.errors import InvalidRequestError
 from fieldpost.simulation.climates import TRAINING
-from server.analyses.boundary_layer.batches import make_batch
-from server.analyses.boundary_layer.calibrate import calibrate, measure
-from server.analyses.boundary_layer.courses import (
+from server.analyses.boundary_layer.learned.grid import CENTRES_M, GATE_COUNT
+from server.analyses.boundary_layer.learned.weights import Weights
+from server.analyses.boundary_layer.training.batches import make_batch
+from server.analyses.boundary_layer.training.calibrate import calibrate, measure
+from server.analyses.boundary_layer.training.courses import (
     PROFILE_COUNT,
     Course,
     climate_from_json,
     climate_to_json,
     gather_courses,
 )
-from server.analyses.boundary_layer.grid import CENTRES_M, GATE_COUNT
-from server.analyses.boundary_layer.losses import loss_of, ranked_probability_score_m
-from server.analyses.boundary_layer.references import read_references, write_references
-from server.analyses.boundary_layer.weights import Weights
+from server.analyses.boundary_layer.training.losses import loss_of, ranked_probability_score_m
+from server.analyses.boundary_layer.training.references import read_references, write_references
 
 SMALL = ("--days", "8", "--epochs", "3", "--batch", "4", "--validation-days", "2", "--calibration-days", "2")
 SMALL_NETWORK = ("--widths", "6", "8", "8", "--memory", "6")

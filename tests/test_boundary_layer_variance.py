@@ -10,9 +10,9 @@ from fieldpost.errors import BrokenStateError
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.telegrams import Profiles
 from server.analyses import AnalysisInput, AnalysisResult, FollowingAnalysis, Stretch
-from server.analyses.boundary_layer.gradient import GradientHeight
-from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
-from server.analyses.boundary_layer.variance import VarianceHeight
+from server.analyses.boundary_layer.classical.gradient import GradientHeight
+from server.analyses.boundary_layer.classical.shortest_path import ShortestPathHeight
+from server.analyses.boundary_layer.classical.variance import VarianceHeight
 
 
 def flapping(minutes: int, top_m: float, other_m: float) -> list[Profiles]:

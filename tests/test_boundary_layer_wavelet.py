@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.wavelet import transform_by_loop
-from server.analyses.boundary_layer.wavelet import Edges, HaarTransform, find_edges, half_widths
+from server.analyses.boundary_layer.classical.wavelet import Edges, HaarTransform, find_edges, half_widths
 
 GATE_M = 10.0
 HEIGHT_M = torch.arange(400, dtype=torch.float64) * GATE_M + GATE_M / 2

@@ -31,11 +31,11 @@ from flows.retrain_report import to_rows
 from flows.retrain_training import run_command
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.retrain import find_weights, read_progress, write_references
-from server.analyses.boundary_layer.retrain_climate import make_climate, summarise
-from server.analyses.boundary_layer.retrain_days import simulate_day, to_known_days
-from server.analyses.boundary_layer.retrain_measures import MEASURES
-from server.analyses.boundary_layer.retrain_scores import Heights, score_day
-from server.analyses.boundary_layer.retrain_statistics import INPUT_STATISTICS, describe_inputs, describe_profiles
+from server.analyses.boundary_layer.retraining.climate import make_climate, summarise
+from server.analyses.boundary_layer.retraining.days import simulate_day, to_known_days
+from server.analyses.boundary_layer.retraining.measures import MEASURES
+from server.analyses.boundary_layer.retraining.scores import Heights, score_day
+from server.analyses.boundary_layer.retraining.statistics import INPUT_STATISTICS, describe_inputs, describe_profiles
 from server.analyses.retraining import ALL, DayScore, DayStatistics, Measure, Version
 from server.storage.store import Store
 from server.storage.tables import observations

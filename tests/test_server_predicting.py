@@ -20,8 +20,8 @@ from server.ingest.core import Ingest
 from server.models import catalogue
 from server.models.card import ModelState, Trial
 from server.models.files import ModelFiles
-from server.prediction import streams as streams_module
 from server.prediction import predicting as predicting_module
+from server.prediction import streams as streams_module
 from server.prediction.predicting import Predicting
 from server.storage.store import Store
 from server.storage.tables import model_versions, predictions

@@ -12,8 +12,8 @@ from server_support import open_store
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from server.analyses import find_analyses, load_analysis
-from server.analyses.boundary_layer.network import LayerNetwork, NetworkConfig
-from server.analyses.boundary_layer.weights import Weights
+from server.analyses.boundary_layer.learned.network import LayerNetwork, NetworkConfig
+from server.analyses.boundary_layer.learned.weights import Weights
 from server.models import catalogue
 from server.models.card import ModelKind, ModelState, Restriction
 from server.models.files import ModelFiles

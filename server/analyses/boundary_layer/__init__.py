@@ -32,7 +32,7 @@ INSTRUMENT_MODELS = frozenset({"cl31", "cl51", "ct25k", "chm15k", "cl61"})
 MAX_BATCH = 64
 """Measured (benchmarks/wavelet.py, one CPU thread): a batch of 64 runs ten times as many profiles a second as one by
 one; 128 is within 4 % of it, and 512 runs fewer again."""
-SHIPPED_WEIGHTS = Path(__file__).parent / "learned.safetensors"
+SHIPPED_WEIGHTS = Path(__file__).parent / "learned" / "weights.safetensors"
 
 
 def load(version: int) -> Analysis:
@@ -42,19 +42,19 @@ def load(version: int) -> Analysis:
         InvalidRequestError: There is no such version.
     """
     if version == WAVELET:
-        from server.analyses.boundary_layer.analysis import BoundaryLayerHeight
+        from server.analyses.boundary_layer.classical.wavelet_height import BoundaryLayerHeight
 
         return BoundaryLayerHeight()
     if version == GRADIENT:
-        from server.analyses.boundary_layer.gradient import GradientHeight
+        from server.analyses.boundary_layer.classical.gradient import GradientHeight
 
         return GradientHeight()
     if version == VARIANCE:
-        from server.analyses.boundary_layer.variance import VarianceHeight
+        from server.analyses.boundary_layer.classical.variance import VarianceHeight
 
         return VarianceHeight()
     if version == SHORTEST_PATH:
-        from server.analyses.boundary_layer.shortest_path import ShortestPathHeight
+        from server.analyses.boundary_layer.classical.shortest_path import ShortestPathHeight
 
         return ShortestPathHeight()
     if version == LEARNED:
@@ -68,8 +68,8 @@ def load_trained(version: int, content: bytes) -> Analysis:
     Raises:
         InvalidRequestError: They are no such weights.
     """
-    from server.analyses.boundary_layer.learned import LearnedHeight
-    from server.analyses.boundary_layer.weights import Weights
+    from server.analyses.boundary_layer.learned.retrieval import LearnedHeight
+    from server.analyses.boundary_layer.learned.weights import Weights
 
     return LearnedHeight(Weights.from_bytes(content), version)
 
@@ -126,6 +126,6 @@ def write_products(
     Raises:
         TryAgainError: The disk refuses.
     """
-    from server.analyses.boundary_layer.products_file import write_products as write
+    from server.analyses.boundary_layer.products.netcdf_file import write_products as write
 
     return write(folder, site, version, day, predictions, history)

@@ -17,7 +17,7 @@ from fieldpost.errors import InvalidObservationError, InvalidRequestError
 from fieldpost.sun import solar_elevation_deg
 from server.analyses import AnalysisInput, AnalysisResult
 from server.analyses.boundary_layer.curtain import Curtain, make_curtain
-from server.analyses.boundary_layer.decode import decode
+from server.analyses.boundary_layer.decoding.decode import decode
 from server.analyses.boundary_layer.figure_marks import (
     draw_cloud_bases,
     draw_heights,

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from server.analyses.boundary_layer.classical.layers import FLAG_GOOD, FLAG_LOW
 from server.analyses.boundary_layer.curtain import Curtain, break_at_gaps, medians_in_columns, to_cells
-from server.analyses.boundary_layer.layers import FLAG_GOOD, FLAG_LOW
 from server.analyses.boundary_layer.samples import (
     CLOUD_BASE,
     HEIGHT,

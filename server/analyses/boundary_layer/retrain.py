@@ -12,21 +12,21 @@ from pathlib import Path
 from fieldpost.simulation.climates import HELD_OUT, TRAINING, Climate
 from server.analyses import AnalysisResult, load_analysis
 from server.analyses.boundary_layer import LEARNED, NAME, SHIPPED_WEIGHTS
-from server.analyses.boundary_layer.courses import climate_from_json, climate_to_json
-from server.analyses.boundary_layer.retrain_climate import make_climate, summarise
-from server.analyses.boundary_layer.retrain_days import KnownDay, join, simulate_day, to_known_days
-from server.analyses.boundary_layer.retrain_measures import MEASURES
-from server.analyses.boundary_layer.retrain_statistics import (
+from server.analyses.boundary_layer.retraining.climate import make_climate, summarise
+from server.analyses.boundary_layer.retraining.days import KnownDay, join, simulate_day, to_known_days
+from server.analyses.boundary_layer.retraining.measures import MEASURES
+from server.analyses.boundary_layer.retraining.statistics import (
     STATISTICS,
     describe_answers,
     describe_inputs,
     describe_profiles,
 )
+from server.analyses.boundary_layer.training.courses import climate_from_json, climate_to_json
 from server.analyses.retraining import DayScore, DayStatistics, Progress, ReferenceDay, Version
 
 __all__ = ["MEASURES", "STATISTICS", "describe_answers", "describe_inputs"]
 
-LITERT_SCRIPT = Path(__file__).with_name("retrain_litert.py")
+LITERT_SCRIPT = Path(__file__).parent / "retraining" / "litert.py"
 SIMULATED = ("cl31", "cl51", "cl61", "chm15k")
 FIRST_HELD_OUT_SEED, SEEDS_A_RUN = 1_000_000_000, 1000
 """No training and no benchmark draws from this seed on; each run has some of its own."""
@@ -52,7 +52,7 @@ def describe_training(
     climate: Path | None, instrument_models: Sequence[str], version: Version, *, day_count: int, seed: int
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """See Retraining."""
-    from server.analyses.boundary_layer.retrain_scores import answer
+    from server.analyses.boundary_layer.retraining.scores import answer
 
     known = TRAINING if climate is None else climate_from_json(climate.read_text())
     analysis = load_analysis(NAME, *version)
@@ -67,7 +67,7 @@ def describe_training(
 
 def write_references(path: Path, days: Iterable[ReferenceDay]) -> bool:
     """See Retraining."""
-    from server.analyses.boundary_layer import references
+    from server.analyses.boundary_layer.training import references
 
     courses = [
         references.make_reference_course(
@@ -127,7 +127,7 @@ def evaluate(
     progress: Progress,
 ) -> list[DayScore]:
     """See Retraining."""
-    from server.analyses.boundary_layer.retrain_scores import retrieve, score_day
+    from server.analyses.boundary_layer.retraining.scores import retrieve, score_day
 
     models = _simulated(instrument_models) or list(SIMULATED)
     kinds = {"the network's climate": climate_from_json(climate.read_text()), "another climate": HELD_OUT}
@@ -147,8 +147,8 @@ def evaluate(
 
 def draw_comparison(path: Path, active: Version, candidate: Version, climate: Path, *, seed: int) -> None:
     """See Retraining."""
-    from server.analyses.boundary_layer.retrain_figure import draw_day
-    from server.analyses.boundary_layer.retrain_scores import retrieve
+    from server.analyses.boundary_layer.retraining.figure import draw_day
+    from server.analyses.boundary_layer.retraining.scores import retrieve
 
     known = climate_from_json(climate.read_text())
     day = simulate_day(FIRST_HELD_OUT_SEED + seed * SEEDS_A_RUN, known, "cl51")
@@ -158,7 +158,7 @@ def draw_comparison(path: Path, active: Version, candidate: Version, climate: Pa
 
 def export_program(weights: Path, path: Path) -> None:
     """See Retraining."""
-    from server.analyses.boundary_layer.retrain_program import write_program
+    from server.analyses.boundary_layer.retraining.program import write_program
 
     write_program(weights, path)
 
@@ -174,7 +174,7 @@ def _days_of(climate: Climate, model: str, day_count: int, seed: int, stride: in
 
 def export_onnx(weights: Path, path: Path) -> None:
     """See Retraining."""
-    from server.analyses.boundary_layer import export
-    from server.analyses.boundary_layer.weights import Weights
+    from server.analyses.boundary_layer.learned import export
+    from server.analyses.boundary_layer.learned.weights import Weights
 
     export.export_onnx(Weights.from_bytes(weights.read_bytes()).network, path)

@@ -21,8 +21,8 @@ from typing import Any
 from fieldpost.simulation import CALIBRATION, FAIR, HELD_OUT, TRAINING, Climate
 from server.analyses import Analysis, load_analysis
 from server.analyses.boundary_layer import NAME, VERSIONS
-from server.analyses.boundary_layer.metrics import Compared, join, score_parts
-from server.analyses.boundary_layer.simulated_courses import (
+from server.analyses.boundary_layer.scoring.metrics import Compared, join, score_parts
+from server.analyses.boundary_layer.scoring.simulated_courses import (
     INSTRUMENTS,
     SimulatedCourse,
     compare,

@@ -31,20 +31,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fieldpost
 from fieldpost.simulation.climates import CALIBRATION, TRAINING, Climate
-from server.analyses.boundary_layer.batches import Batch, make_batch
-from server.analyses.boundary_layer.calibrate import calibrate, measure
-from server.analyses.boundary_layer.courses import (
+from server.analyses.boundary_layer.learned.network import LayerNetwork, NetworkConfig
+from server.analyses.boundary_layer.learned.weights import Weights, count_parameters
+from server.analyses.boundary_layer.training.batches import Batch, make_batch
+from server.analyses.boundary_layer.training.calibrate import calibrate, measure
+from server.analyses.boundary_layer.training.courses import (
     Course,
     climate_from_json,
     climate_to_json,
     gather_courses,
     hash_courses,
 )
-from server.analyses.boundary_layer.losses import loss_of
-from server.analyses.boundary_layer.network import LayerNetwork, NetworkConfig
-from server.analyses.boundary_layer.references import read_references
-from server.analyses.boundary_layer.training_figure import draw_training
-from server.analyses.boundary_layer.weights import Weights, count_parameters
+from server.analyses.boundary_layer.training.figure import draw_training
+from server.analyses.boundary_layer.training.losses import loss_of
+from server.analyses.boundary_layer.training.references import read_references
 
 FIRST_TRAINING_SEED, FIRST_VALIDATION_SEED, FIRST_CALIBRATION_SEED = 100_000, 300_000, 500_000
 WARM_UP_SHARE = 0.05
@@ -192,7 +192,7 @@ def code_version() -> str:
     """The release, and a hash of the code that decides what is trained."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [*sorted(here.glob("*.py")), *sorted(Path(fieldpost.__file__).parent.glob("simulation/*.py"))]:
+    for path in [*sorted(here.rglob("*.py")), *sorted(Path(fieldpost.__file__).parent.glob("simulation/*.py"))]:
         digest.update(path.read_bytes())
     return f"{fieldpost.__version__}+{digest.hexdigest()[:12]}"
 

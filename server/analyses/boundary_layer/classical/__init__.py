@@ -1,0 +1,1 @@
+"""Versions 1 to 4: wavelets, gradient, variance, shortest path."""

@@ -1,0 +1,1 @@
+"""From an instrument's bytes to attenuated backscatter."""

@@ -1,0 +1,1 @@
+"""What the retrain flow asks of this analysis."""

@@ -1,0 +1,1 @@
+"""How good heights are, where the truth is known."""
