@@ -7,8 +7,8 @@ or trained on, with seeds from 900 000 on, which nothing else uses. Four instrum
 minute from solar noon to solar noon; each version is asked as a worker asks it. All are scored on the same instants,
 and once more, under `common`, on those at which all of them gave a height, since silence in hard cases flatters. What
 the numbers mean stands in server/analyses/boundary_layer/scoring/metrics.py. `shortest_path_whole_day` knows the future
-and is a reference, not a competitor. `profiles_per_s` is for one processor core, decoded profiles in, heights out; it alone is
-not the same in every run.
+and is a reference, not a competitor. `profiles_per_s` is for one processor core, decoded profiles in, heights out; it
+alone is not the same in every run.
 """
 
 from __future__ import annotations
