@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check protos docs bench bench-peers chaos constraints mosquitto postgresql clean
+.PHONY: help demo up test check train protos docs bench bench-peers chaos constraints mosquitto postgresql clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ protos: $(READY) ## regenerate fieldpost/v1 from protos/
 
 docs: $(READY) ## regenerate the parts of README and docs/ that come from the code
 	@$(BIN)/python -m docs.generate docs
+
+train: $(READY) ## train the learned boundary-layer retrieval that ships here (about an hour on 2 cores)
+	@TORCHRUN="$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 2" OUT=build/boundary-layer \
+		sh server/analyses/boundary_layer/training/train.sh
 
 bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
 	@for name in delivery edge inference network growth decode wavelet boundary_layer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
