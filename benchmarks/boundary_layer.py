@@ -1,6 +1,6 @@
 """How good the heights are: the learned version against every classical one, on days that none has seen.
 
-    python -m benchmarks.boundary_layer [--json] [--days 48] [--quick] [--versions 1 2 3 4 5] [--processes 2]
+    python -m benchmarks.boundary_layer [--json] [--days 96] [--quick] [--versions 1 2 3 4 5] [--processes 2]
 
 The days are courses of the climate HELD_OUT, whose ranges reach beyond those of the climates that anything was chosen
 or trained on, with seeds from 900 000 on, which nothing else uses. Four instrument models take turns; one profile a
@@ -32,7 +32,7 @@ from server.analyses.boundary_layer.scoring.metrics import in_common, join, scor
 from server.analyses.boundary_layer.scoring.simulated_courses import simulate_course
 
 FIRST_SEED = 900_000
-DAYS, QUICK_DAYS = 48, 4
+DAYS, QUICK_DAYS = 96, 4
 PROCESSES_MAX = 2
 
 

@@ -23,7 +23,7 @@ COVERAGE_AIM = 0.90
 INTERVAL_LEVELS = (0.05, 0.95)
 TEMPERATURES = tuple(np.exp(np.linspace(np.log(0.5), np.log(4.0), 61)).tolist())
 WRONG_M = 300.0
-GOOD_WRONG_MAX = 0.02
+GOOD_WRONG_MAX = 0.01
 """Heights of good quality are to be wrong by more than WRONG_M no more often than this."""
 WIDTHS_M = (600.0, 450.0, 350.0, 300.0, 250.0, 200.0, 150.0, 120.0)
 WIDTH_RATIO = 0.3
