@@ -1,9 +1,10 @@
 """Trains the quick look's network on simulated profiles, and writes its weights. Step 1 of 3; see README.md.
 
-    python deploy/quick-look/train.py build/quick-look [--epochs 14]
+    python deploy/quick-look/train.py build/quick-look [--days 3500] [--epochs 12]
 
-First the place of the layer's top is learnt. Then, on days that the first step has not seen, how far that place can be
-trusted: a network that judged itself on what it has learnt by heart would think too well of itself.
+First it is learnt where the layer's top is, and whether there is one at all. Then, on sites and instruments a little
+beyond those of the first step, how far that can be trusted: a network that judged itself on what it has learnt by heart
+would think too well of itself. Last, on others of those, how sure it has to be before it says *good*.
 """
 
 from __future__ import annotations
@@ -18,22 +19,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from network import NetworkConfig, QuickLookNetwork
-from scenes import Scenes, make_scenes
+from scenes import LEARNED_FROM, Scenes, make_scenes
 from torch.nn import functional as F
 
 from edge_agent.quick_look.profile_input import InputGrid
+from fieldpost.simulation import CALIBRATION
 
 BACKSCATTER_SCALE = 1e-7
-# Seeds of simulated days. 1 to 999 are left to whoever scores: none of them is trained on.
-TRAIN_SEEDS = range(100_000, 101_400)
-JUDGE_SEEDS = range(200_000, 200_350)
-CHECK_SEEDS = range(300_000, 300_120)
-TIMES_A_SEED = 100
+TRAIN_SEED, JUDGE_SEED, CHECK_SEED = 100_000, 200_000, 300_000
+"""The first seeds of days to learn from, to learn trust from, and to set the threshold on."""
+JUDGE_SHARE, CHECK_SHARE = 2 / 7, 1 / 7
+"""So many of them, for each day to learn from."""
+TIMES_A_SEED = 40
 BATCH = 256
 LEARNING_RATE = 2e-3
+BAD_WEIGHT = 0.5
+"""Of whether there is a height to find, beside where it is."""
 TARGET_WIDTH_M, TARGET_WIDTH_SHARE = 20.0, 0.02
 GOOD_ERROR_M, GOOD_ERROR_SHARE = 80.0, 0.1
 """A height this near the truth (whichever allows more) is called good."""
+GOOD_ARE_NEAR = 0.9
+"""Of the heights that are called good so many are to be near the truth."""
 GOOD, DOUBTFUL, BAD = 0, 1, 2
 
 
@@ -41,37 +47,56 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where weights.pt and config.json go")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--days", type=int, default=3500, help="simulated days to learn from, each of another site")
+    parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
     config = NetworkConfig()
     grid = InputGrid(config.gate_count, config.gate_m, BACKSCATTER_SCALE)
-    train, judge, check = (make_scenes(seeds, TIMES_A_SEED, grid) for seeds in (TRAIN_SEEDS, JUDGE_SEEDS, CHECK_SEEDS))
+    judge_days, check_days = round(JUDGE_SHARE * options.days), round(CHECK_SHARE * options.days)
+    train = make_scenes(range(TRAIN_SEED, TRAIN_SEED + options.days), TIMES_A_SEED, LEARNED_FROM, grid)
+    judge = make_scenes(range(JUDGE_SEED, JUDGE_SEED + judge_days), TIMES_A_SEED, CALIBRATION, grid)
+    check = make_scenes(range(CHECK_SEED, CHECK_SEED + check_days), TIMES_A_SEED, CALIBRATION, grid)
     network = QuickLookNetwork(config)
     say(f"{sum(p.numel() for p in network.parameters())} weights, {len(train.height_m)} profiles")
-    learn_heights(network, train, check, options.epochs)
+    learn_to_look(network, train, check, options.epochs)
     learn_quality(network, judge)
     network.eval()
-    report(network, check)
+    labels, quality = judged(network, check)
+    good_at_least = threshold(quality[:, GOOD], labels == GOOD)
+    report(labels, quality, good_at_least)
     torch.save(network.state_dict(), options.folder / "weights.pt")
-    settings = {"network": asdict(config), "backscatter_scale_per_m_sr": BACKSCATTER_SCALE, "torch": torch.__version__}
+    settings = {
+        "network": asdict(config),
+        "backscatter_scale_per_m_sr": BACKSCATTER_SCALE,
+        "good_at_least": good_at_least,
+        "learned_from": {"days": options.days, "epochs": options.epochs},
+        "torch": torch.__version__,
+    }
     (options.folder / "config.json").write_text(json.dumps(settings, indent=2))
 
 
-def learn_heights(network: QuickLookNetwork, train: Scenes, check: Scenes, epochs: int) -> None:
-    """Step one: cross-entropy against a narrow bell about the true height. Bad skies have no height to learn."""
+def learn_to_look(network: QuickLookNetwork, train: Scenes, check: Scenes, epochs: int) -> None:
+    """Step one: cross-entropy against a narrow bell about the true height, and of whether there is one to be found.
+
+    The second is learnt here too, and not only in step two, since otherwise nothing of the network but its last layers
+    would ever have seen rain or fog.
+    """
     profile, height_m = (torch.from_numpy(values) for values in (train.profile, train.height_m))
-    known = torch.isfinite(height_m).nonzero()[:, 0]
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    steps = epochs * (len(known) // BATCH)
+    steps = epochs * (len(height_m) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     for epoch in range(epochs):
         start_s, losses = time.monotonic(), []
-        order = known[torch.randperm(len(known))]
+        order = torch.randperm(len(height_m))
         for batch in order[: len(order) // BATCH * BATCH].split(BATCH):
-            logits, _ = network.look(profile[batch])
-            loss = F.cross_entropy(logits, bell(network.config, height_m[batch]))
+            true_m = height_m[batch]
+            is_known = torch.isfinite(true_m)
+            logits, summary = network.look(profile[batch])
+            answer = network.judge(logits, network.height_m(logits), summary)
+            loss = F.cross_entropy(logits[is_known], bell(network.config, true_m[is_known]))
+            loss = loss + BAD_WEIGHT * bad_loss(answer, ~is_known)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -82,6 +107,12 @@ def learn_heights(network: QuickLookNetwork, train: Scenes, check: Scenes, epoch
         say(
             f"epoch {epoch}: loss {np.mean(losses):.3f}, check {mean_error_m:.0f} m, {time.monotonic() - start_s:.0f} s"
         )
+
+
+def bad_loss(answer: torch.Tensor, is_bad: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of bad against good and doubtful together."""
+    bad = answer[:, BAD] - torch.logsumexp(answer[:, :BAD], dim=1)
+    return F.binary_cross_entropy_with_logits(bad, is_bad.float())
 
 
 def learn_quality(network: QuickLookNetwork, judge: Scenes) -> None:
@@ -123,15 +154,30 @@ def heights_of(network: QuickLookNetwork, scenes: Scenes) -> np.ndarray:
         return torch.cat([network.height_m(network.look(part)[0])[:, 0] for part in parts]).numpy()
 
 
-def report(network: QuickLookNetwork, check: Scenes) -> None:
-    """Says how the whole network does on days that it has not seen."""
+def judged(network: QuickLookNetwork, scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
+    """What each height found is, (profiles,), and the network's own probabilities of that, (profiles, 3)."""
     with torch.inference_mode():
-        answers = [network(part) for part in torch.from_numpy(check.profile).split(1024)]
+        answers = [network(part) for part in torch.from_numpy(scenes.profile).split(1024)]
     found_m = torch.cat([answer["height_m"][:, 0] for answer in answers]).numpy()
-    verdict = torch.cat([answer["quality"] for answer in answers]).argmax(dim=1).numpy()
-    labels = quality_labels(found_m, check.height_m)
-    table = np.array([[np.sum((labels == a) & (verdict == b)) for b in range(3)] for a in range(3)])
-    say(f"rows: is good, doubtful, bad; columns: called so\n{table}")
+    return quality_labels(found_m, scenes.height_m), torch.cat([answer["quality"] for answer in answers]).numpy()
+
+
+def threshold(probability: np.ndarray, is_near: np.ndarray) -> float:
+    """The least probability, in hundredths, from which on GOOD_ARE_NEAR of the heights are near the truth."""
+    for hundredths in range(34, 100):
+        called = probability >= hundredths / 100
+        if called.any() and is_near[called].mean() >= GOOD_ARE_NEAR:
+            return hundredths / 100
+    return 0.99
+
+
+def report(labels: np.ndarray, quality: np.ndarray, good_at_least: float) -> None:
+    """Says how the whole network does on days that it has not seen."""
+    table = np.array([[np.sum((labels == a) & (quality.argmax(axis=1) == b)) for b in range(3)] for a in range(3)])
+    is_called = quality[:, GOOD] >= good_at_least
+    share, right = is_called.mean(), (labels == GOOD)[is_called].mean()
+    say(f"rows: is good, doubtful, bad; columns: most probably so\n{table}")
+    say(f"good from {good_at_least} on: {share:.3f} of all, {right:.3f} of them rightly")
 
 
 def say(text: str) -> None:
