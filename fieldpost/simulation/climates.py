@@ -79,8 +79,8 @@ FAIR = Climate(
     dropout_share=0.0,
     lost_share=0.0,
 )
-"""Fair weather in mid-latitudes near the meridian of Greenwich, and a well-kept instrument: what one station of the demo
-shows, and a simulated instrument without a climate."""
+"""Fair weather in mid-latitudes near the meridian of Greenwich, and a well-kept instrument: what one station of the
+demo shows, and a simulated instrument without a climate."""
 
 TRAINING = replace(
     FAIR,
