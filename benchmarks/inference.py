@@ -13,7 +13,8 @@ peer's are those of its better settings.
 
 grpc_echo is a grpc.aio server that only gives back what it gets, asked like unary_rpc: what of that is gRPC's own.
 ratio_to_bare_loop is that of a built-in model through batcher and worker (inference_saturation); that of the ONNX model
-through the whole server is ours.bundle.ratio_to_bare_loop.
+through the whole server is ours.bundle.ratio_to_bare_loop. learned_profiles_per_s is what the learned heights do of one
+profile of each of many instruments at a time, learned_backlog_profiles_per_s of long stretches (inference_learned).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inference_echo import measure_echo
+from benchmarks.inference_learned import measure_learned
 from benchmarks.inference_load import WrongAnswerError
 from benchmarks.inference_model import build_model, make_profiles, measure_bare_loop, open_session, predict
 from benchmarks.inference_ours import measure_ours
@@ -199,6 +201,7 @@ def main() -> None:
     saturation = asyncio.run(measure_saturation(SATURATION_PROFILES, options.rounds, "cpu"))
     result = {
         "ratio_to_bare_loop": saturation["ratio_to_bare_loop"],
+        **asyncio.run(measure_learned(options.rounds, "cpu")),
         **report(measure_servers(options.rounds, options.seconds, set(options.peers), "cpu"), "cpu"),
         "saturation": saturation,
     }
@@ -206,6 +209,7 @@ def main() -> None:
         on_gpu = report(measure_servers(options.rounds, options.seconds, set(), "cuda"), "cuda")
         on_gpu["saturation"] = asyncio.run(measure_saturation(SATURATION_PROFILES, options.rounds, "cuda"))
         result["cuda"] = {key: on_gpu[key] for key in ("bare_loop", "ours", "left_out", "saturation")}
+        result["cuda"] |= asyncio.run(measure_learned(options.rounds, "cuda"))
     print_report(result, as_json=options.json)
 
 

@@ -1,4 +1,4 @@
-"""A built-in model through batcher and worker, next to a bare loop of the same model and batch size.
+"""A built-in model, the wavelets, through batcher and worker, next to a bare loop of the same model and batch size.
 
 Both do the same work: telegram in, prediction out, with one thread, batches of the same size, in a process of its own.
 The bare loop has nothing else around it: no queue, no pipe, no event loop. The rounds alternate, so that a machine
@@ -18,6 +18,7 @@ from benchmarks.report import median, percentile
 from fieldpost.simulation import SimulatedCl51
 from fieldpost.v1 import observation_pb2 as pb
 from server.analyses import AnalysisCard, find_analyses, load_analysis
+from server.analyses.boundary_layer import NAME, WAVELET
 from server.batching.batcher import Batcher
 from server.models.card import ModelCard, ModelKind, ModelState, Trial
 from server.workers.jobs import ModelKey, ModelPackage, WorkItem
@@ -42,7 +43,7 @@ def make_items(count: int) -> list[WorkItem]:
 async def measure_saturation(profiles: int, rounds: int, device: str) -> Figures:
     """Batcher and bare loop in turns."""
     items = make_items(profiles)
-    card = find_analyses()[0]
+    card = find_card(WAVELET)
     key = ModelKey(card.name, card.version)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -51,7 +52,7 @@ async def measure_saturation(profiles: int, rounds: int, device: str) -> Figures
     theirs.close()
     batcher = Batcher(open_pool("local", PoolPlan(workers=1, devices=("cuda:0" if device == "cuda" else "cpu",))))
     try:
-        batcher.add_model(ModelPackage(key), _model_card(key, card))
+        batcher.add_model(ModelPackage(key), make_model_card(key, card))
         await _through_batcher(batcher, key, items[:256])  # both have loaded their model now
         batched, looped = [], []
         for _ in range(rounds):
@@ -74,7 +75,13 @@ async def measure_saturation(profiles: int, rounds: int, device: str) -> Figures
     }
 
 
-def _model_card(key: ModelKey, card: AnalysisCard) -> ModelCard:
+def find_card(version: int) -> AnalysisCard:
+    """A version of the boundary-layer heights."""
+    return next(each for each in find_analyses() if (each.name, each.version) == (NAME, version))
+
+
+def make_model_card(key: ModelKey, card: AnalysisCard) -> ModelCard:
+    """The same as the batcher wants it, at work."""
     trial = Trial(max_batch_count=card.max_batch)
     return ModelCard(0, key, ModelState.ACTIVE, ModelKind.BUILT_IN, card.instrument_models, trial=trial)
 

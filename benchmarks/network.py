@@ -7,7 +7,8 @@ fast as it goes. A file is a simulated CL51 telegram of 8 KB. Stations speak the
 (network_stations says what is left out), the server is the real one with its own database, and a client watches the
 predictions. A file's time runs from the moment at which its instrument was to hand it over to the moment at which the
 watching client has its prediction; a station that is late does not stop the clock. Stations, broker, server, workers
-and the watching client share this machine.
+and the watching client share this machine. Heights are those of the wavelets, a model version that does not remember,
+as the one of IPDSF did not; benchmarks.inference measures those that do.
 
 What is lost and what is there twice is counted in the database afterwards: lost is a file without a prediction.
 """
@@ -35,7 +36,9 @@ from benchmarks.network_stations import Plan, StationsReport, instrument_name, r
 from benchmarks.report import percentile, print_report
 from demo.plan import PlannedInstrument, PlannedStation, write_stations_file
 from demo.processes import Processes, find_mosquitto, free_port, program
+from fieldpost import Client
 from fieldpost.v1 import predictions_service_pb2, predictions_service_pb2_grpc
+from server.analyses.boundary_layer import NAME, WAVELET
 
 STATIONS, INSTRUMENTS = 50, 20
 WARM_FILES = 200
@@ -97,6 +100,8 @@ class Network:
                 urls = [f"mqtt://127.0.0.1:{self.port}"]
             self._processes.start("server", command, {"FIELDPOST_MQTT_URLS": json.dumps(urls)})
             self._processes.wait_for_port("server", self.grpc_port)
+            with Client(f"127.0.0.1:{self.grpc_port}") as client:
+                client.models.activate(NAME, WAVELET)
         except BaseException:
             self.close()
             raise

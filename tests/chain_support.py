@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from chain_analysis import CHAIN, COURSE_START, STEP_NANOS, Chain, course_start
+from chain_analysis import CHAIN, COURSE_NANOS, COURSE_START, STEP_NANOS, Chain, course_start
 from server_support import make_observation, open_store
 from sqlalchemy import Connection, delete, insert, select
 from worker_support import InProcessPool, InProcessWorker, make_card
@@ -93,6 +93,11 @@ def expect(held: Sequence[pb.Observation]) -> dict[int, bytes]:
             found[header.sequence] = encode_result(result)
         states[course] = said.state
     return found
+
+
+def course_before_now() -> int:
+    """The start of a course that is fresh."""
+    return time.time_ns() // COURSE_NANOS * COURSE_NANOS - COURSE_NANOS
 
 
 def payload_of(observation: pb.Observation) -> bytes:

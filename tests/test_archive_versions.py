@@ -31,10 +31,10 @@ from flows.durable import locked
 from server.archive.bags import newest_bag
 from server.archive.retention import prune
 from server.prediction.course import Course
-from server.prediction.course_rows import StretchWrite, write_stretch
+from server.prediction.course_writes import StretchWrite, write_stretch
 from server.queries.predictions import NewPrediction, encode_failure
 from server.storage.store import Store
-from server.storage.tables import model_versions, observations
+from server.storage.tables import model_versions, observations, predictions
 
 V1 = "lindenberg/cl51/2025/2025-06-15.v1"
 V2 = "lindenberg/cl51/2025/2025-06-15.v2"
@@ -64,10 +64,12 @@ def make_again(store: Store, sequence: int) -> None:
     model_id = model_row_id(store, "boundary-layer-height", 1)
     with store.read() as connection:
         row = connection.execute(select(observations).where(observations.c.sequence == sequence)).one()
+        is_before = (predictions.c.observation_id == row.id, predictions.c.model_version_id == model_id)
+        before_id = connection.scalar(select(predictions.c.id).where(*is_before))
     content = encode_failure("another answer")
     facts = (row.id, model_id, row.instrument_id, row.measure_unix_nanos, NOW_NANOS + 5, content, False)
     wanted = StretchWrite(
-        model_id, row.instrument_id, Course(0, 1 << 62), [NewPrediction(*facts)], [row.id], None, None
+        model_id, row.instrument_id, Course(0, 1 << 62), [NewPrediction(*facts)], [before_id], None, None, None
     )
     assert store.write(lambda connection: write_stretch(connection, wanted)).result(10) is None
 

@@ -6,14 +6,13 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import chain_analysis
 import pytest
-from chain_analysis import CHAIN, COURSE_NANOS, COURSE_START, STEP_NANOS
-from chain_support import Following, expect, observe, prune_sequences, run, stop, to_message
+from chain_analysis import CHAIN, COURSE_NANOS, COURSE_START
+from chain_support import Following, course_before_now, expect, observe, prune_sequences, run, stop, to_message
 from following_support import SITE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,11 +45,6 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(streams_module, "BACKLOG_WAIT_S", 0.002)
     monkeypatch.setattr(streams_module, "LOOK_AGAIN_S", 0.1)
     yield
-
-
-def course_before_now() -> int:
-    """The start of a course that is fresh."""
-    return time.time_ns() // COURSE_NANOS * COURSE_NANOS - COURSE_NANOS
 
 
 def test_a_course_that_comes_in_order_is_final_at_once_and_as_a_fold_says(tmp_path: Path, database_url: str) -> None:
@@ -187,11 +181,9 @@ def test_a_gap_of_another_instrument_of_the_station_keeps_what_follows_provision
 def test_what_never_comes_is_not_waited_for_for_ever_and_where_it_comes_yet_all_after_it_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(course_module, "PATIENCE_NANOS", 10**9)
-
     async def scenario(following: Following) -> None:
-        base = time.time_ns() - 2 * STEP_NANOS  # the third is captured now
-        held = {each: observe(each, base_nanos=base) for each in range(0, 4)}
+        base = course_before_now()
+        held = {each: observe(each, base_nanos=base) for each in range(1, 4)}
         task = await following.start()
         await following.send(held[1], held[3])
         await following.until(lambda: [row[2] for row in following.rows()] == [False, True])

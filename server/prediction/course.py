@@ -119,10 +119,11 @@ class CourseWork:
         self.is_backlog = self.is_backlog or not is_live
 
     def take_back(self, noted_from_unix_nanos: int | None, *, is_live: bool) -> None:
-        """What was noted could not be looked at."""
+        """What was to be done could not be done, and is to be done yet."""
         if noted_from_unix_nanos is not None and self.first_id is not None:
             self.note(self.first_id, noted_from_unix_nanos, is_live=is_live)
         self.is_live = self.is_live or is_live
+        self.is_backlog = self.is_backlog or not is_live
 
     def lower(self, observation_id: int) -> None:
         """An observation of the course waits, perhaps an earlier one than was known."""

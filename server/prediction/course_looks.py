@@ -46,7 +46,8 @@ class CourseLook:
         choice: What to do.
         is_late: Whether something waits behind what was followed.
         late_unix_nanos: When something came late the last time.
-        is_newest: Whether the instrument was followed to no later course.
+        head: Up to where the instrument was followed.
+        is_newest: Whether that is in no later course.
         base: From where to follow.
         rows: The next stretch from there.
         is_remade: Which of their predictions are written.
@@ -58,6 +59,7 @@ class CourseLook:
     choice: Choice
     is_late: bool
     late_unix_nanos: int
+    head: Head | None
     is_newest: bool
     base: Walk
     rows: list[CourseRow]
@@ -102,17 +104,20 @@ def look_at_course(
         base = work.walk or Walk()
         rows = list_after(connection, model_row_id, instrument_id, course, base.through, STRETCH_MAX + 1)
     taken = rows[: _fitting(rows)]
-    is_complete = base.is_complete and not (choice is Choice.FOLLOW_ON and is_late)
-    if is_complete:
-        taken, is_complete = _before_gap(connection, work, base.gaps, taken, late, now)
-    is_last = len(taken) == len(rows)
     reach = _reach_of(taken)
     gaps = look_for_gaps(connection, instrument_id, course, base.gaps, reach)
+    is_complete = base.is_complete and not (choice is Choice.FOLLOW_ON and is_late)
+    if is_complete and is_open(gaps, late, now):
+        sound = _before_gap(connection, work, base.gaps, taken, late, now)
+        taken, is_complete = (sound, True) if sound else (taken, False)
+        reach = _reach_of(taken)
+        gaps = look_for_gaps(connection, instrument_id, course, base.gaps, reach)
+    is_last = len(taken) == len(rows)
     standings = [each.standing for each in taken]
     is_cut = (not is_last or Standing.FINAL in standings) and is_cut_off(connection, instrument_id, course, reach)
     is_remade, is_behind_waiting = choose_remade(standings, is_behind_waiting=base.is_behind_waiting, is_cut_off=is_cut)
     after = replace(base, is_complete=is_complete, is_behind_waiting=is_behind_waiting, gaps=gaps)
-    return CourseLook(choice, is_late, late, is_newest, base, taken, is_remade, is_last, is_cut, after)
+    return CourseLook(choice, is_late, late, head, is_newest, base, taken, is_remade, is_last, is_cut, after)
 
 
 def _look_behind(
@@ -130,17 +135,14 @@ def _look_behind(
 
 def _before_gap(
     connection: Connection, work: CourseWork, gaps: Gaps, rows: list[CourseRow], late: int, now: int
-) -> tuple[list[CourseRow], bool]:
-    """What comes before the first gap that is waited for, and is final; all of it, as provisional, where nothing is."""
+) -> list[CourseRow]:
+    """What comes before the first gap that is waited for."""
 
-    def is_behind(row_count: int) -> bool:
-        reach = _reach_of(rows[:row_count])
+    def is_behind(place: int) -> bool:
+        reach = _reach_of(rows[: place + 1])
         return is_open(look_for_gaps(connection, work.instrument_id, work.course, gaps, reach), late, now)
 
-    if not is_behind(len(rows)):
-        return rows, True
-    sound_count = bisect_left(range(len(rows)), True, key=lambda place: is_behind(place + 1))
-    return (rows[:sound_count], True) if sound_count else (rows, False)
+    return rows[: bisect_left(range(len(rows)), True, key=is_behind)]
 
 
 def _fitting(rows: list[CourseRow]) -> int:

@@ -18,7 +18,8 @@ from server.models.card import ModelCard
 from server.prediction.answers import Answer, begin_trip, commit_at_last, make_answer, note_stored
 from server.prediction.course import Choice, CourseWork, Position, Walk, is_in_order
 from server.prediction.course_looks import CourseLook, look_at_course
-from server.prediction.course_rows import CourseRow, Head, StretchWrite, write_stretch
+from server.prediction.course_rows import CourseRow, Head
+from server.prediction.course_writes import OutdatedError, StretchWrite, write_stretch
 from server.prediction.pending import PendingObservation, load_item
 from server.prediction.room import Room
 from server.prediction.streams import choose_priority
@@ -103,7 +104,11 @@ class Stretches:
             work.is_waiting = True
         elif look.choice is Choice.FOLLOW_ON or not is_live:  # what is late does not go before what is fresh elsewhere
             async with self._rooms[is_live].take(sum(row.pending.place.length for row in look.rows)):
-                await self._follow(work, look, is_live)
+                try:
+                    await self._follow(work, look, is_live)
+                except OutdatedError:
+                    logger.warning("followed by somebody else, too", extra={"model": str(self._card.key)})
+                    work.take_back(noted_from, is_live=is_live)
 
     def _look(self, work: CourseWork, noted_from: int | None, is_live: bool) -> CourseLook:
         with self._store.read() as connection:
@@ -179,8 +184,18 @@ class Stretches:
                 waiting_after = after.through
             if look.choice is Choice.FOLLOW_ON or (look.is_last and look.is_newest):
                 head = Head(work.course.start_unix_nanos, after.through, after.is_complete, after.state)
-        remade_ids = [each.observation_id for each in new]
-        wanted = StretchWrite(self._card.row_id, work.instrument_id, work.course, new, remade_ids, waiting_after, head)
+        remade_ids = {each.observation_id for each in new}
+        before = [row.prediction_id for row in look.rows if row.pending.observation_id in remade_ids]
+        wanted = StretchWrite(
+            self._card.row_id,
+            work.instrument_id,
+            work.course,
+            new,
+            [each for each in before if each is not None],
+            waiting_after,
+            head,
+            look.head,
+        )
         first_id = await commit_at_last(self._store, lambda connection: write_stretch(connection, wanted))
         if first_id is not None:
             work.lower(first_id)

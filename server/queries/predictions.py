@@ -101,7 +101,7 @@ def write_predictions(connection: Connection, new: Sequence[NewPrediction]) -> N
         }
         for each in new
     ]
-    connection.execute(_insert_unless_there(connection, predictions), rows)
+    connection.execute(insert_unless_there(connection, predictions), rows)
     found = [
         {"found_id": each.observation_id, "found_nanos": each.measure_unix_nanos} for each in new if each.is_time_news
     ]
@@ -112,7 +112,8 @@ def write_predictions(connection: Connection, new: Sequence[NewPrediction]) -> N
         connection.execute(update(observations).where(*here).values(measure_unix_nanos=bindparam("found_nanos")), found)
 
 
-def _insert_unless_there(connection: Connection, table: Table) -> Insert:
+def insert_unless_there(connection: Connection, table: Table) -> Insert:
+    """An insert that does nothing where the row is there already."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
