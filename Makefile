@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Fieldpost needs Python 3.11 or newer, but $(PYTHON) is {sys.version.split()[0]}: call make PYTHON=python3.11 (or newer)")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing Fieldpost and what it needs into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,quick-look,server,ray,tracing,flows,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[edge,quick-look,server,ray-train,tracing,flows,dev]'
 	@touch $@
 
 demo: $(READY) ## a day of three stations in a minute; DATA=<folder> for your own files
@@ -46,7 +46,7 @@ train: $(READY) ## train the learned boundary-layer retrieval that ships here (a
 		sh server/analyses/boundary_layer/training/train.sh
 
 bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
-	@for name in delivery edge inference network growth decode wavelet boundary_layer; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in delivery edge inference network growth decode wavelet boundary_layer boundary_layer_training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-peers: ## install mosec, LitServe, Ray Serve, Triton and BentoML beside us, to be measured (830 MB)
 	@sh deploy/bench-peers/install.sh $(PYTHON)

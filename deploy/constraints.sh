@@ -13,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 
 "$python" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    "torch==$torch" '.[edge,quick-look,server,ray,tracing,flows,dev]'
+    "torch==$torch" '.[edge,quick-look,server,ray-train,tracing,flows,dev]'
 
 # The header stays as it is. "torch==2.13.0+cpu" names one build of one index; without its label it names all of them.
 {

@@ -113,3 +113,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres_url"))
     return f"sqlite:///{tmp_path / 'fieldpost.db'}"
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one real Prefect server for all tests: it takes longer to start than most of them."""
+    from prefect_support import prefect_server  # seconds of imports, which most tests do without
+
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+@pytest.fixture
+def prefect_api(prefect_url: str) -> Iterator[str]:
+    """The same, and flows of the test belong to it."""
+    from prefect_support import use_prefect
+
+    with use_prefect(prefect_url) as url:
+        yield url

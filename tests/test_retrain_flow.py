@@ -8,50 +8,45 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from archive_support import DAY, ingest_all, open_site
+from learned_support import drawn_weights
 from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect_support import prefect_server
 from server_support import START_NANOS, make_observation
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.simulation import SimulatedCl51
 from flows.retrain import retrain
 from flows.retrain_decision import Decision
+from flows.retrain_drift import DriftParams, drift
 from flows.retrain_parameters import RetrainParams
+from flows.retrain_run import METRICS
 from flows.retrain_versions import open_retrain, promote, register
 from server.analyses import find_analyses, load_analysis
+from server.analyses.boundary_layer import SHIPPED_WEIGHTS
+from server.analyses.boundary_layer.learned.network import NetworkConfig
 from server.models import catalogue
 from server.models.card import ModelKind, ModelState
 from server.models.files import ModelFiles
+from server.models.trained import register_trained
 from server.storage.store import Store
 from server.workers.jobs import ModelKey
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSIS = "boundary-layer-height"
-SMALL = (
-    "--batch",
-    "2",
-    "--validation-days",
-    "2",
-    "--calibration-days",
-    "2",
-    "--widths",
-    "4",
-    "4",
-    "4",
-    "--memory",
-    "4",
-)
+SMALL = ("--batch", "2", "--validation-days", "1", "--calibration-days", "1")
+SMALLEST = (*SMALL, "--widths", "4", "4", "4", "--memory", "4")
 DUE = DAY + timedelta(days=1)
 DECIDED = Decision(True, ("better beyond noise",), ())
 
@@ -59,12 +54,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::FutureWarning"),  # the exporter's own
 ]
-
-
-@pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
 
 
 @dataclass
@@ -82,7 +71,7 @@ class Network:
         return self.folder / "data" / "retrain" / ANALYSIS
 
     def params(self, **changed: object) -> RetrainParams:
-        small = {"training_days": 2, "epochs": 2, "held_out_days": 1, "start_from": "nothing", "train_options": SMALL}
+        small = {"training_days": 2, "epochs": 2, "start_from": "nothing", "train_options": SMALLEST}
         return RetrainParams(**{**small, "settings_file": self.settings_file, "seed": 7, **changed})  # type: ignore[arg-type]
 
     def open(self) -> Store:
@@ -118,23 +107,41 @@ def read_artifacts(prefix: str) -> dict[str, Any]:
     return {each.key: each for each in asyncio.run(read())}
 
 
-def test_a_run_trains_compares_registers_and_says_why(prefect_api: str, network: Network) -> None:
-    before = network.states()
-    retrain(network.params())
-    assert network.states() == {**before, 1001: (ModelKind.TRAINED, ModelState.READY)}
-    done = network.runs / "1001"
+def make_untrained() -> bytes:
+    """A version that was never trained: mostly silent, and where it speaks, sure of nonsense."""
+    weights = drawn_weights(1, NetworkConfig((4, 4, 4), 4))
+    with torch.no_grad():
+        weights.network.where.weight[0] *= 20
+        weights.network.sky_2.bias[0] += 20
+    return weights.to_bytes()
+
+
+def activate(network: Network, content: bytes, provenance: dict[str, object]) -> int:
+    """Lets a version with this content be the one at work."""
+    store, files = network.open(), ModelFiles(network.folder / "data" / "models")
+    key = store.write(lambda c: register_trained(c, files, ANALYSIS, content, provenance, "anna", 1)).result(10)
+    store.write(lambda c: catalogue.change_state(c, key, ModelState.ACTIVE, "anna", "", 1)).result(10)
+    store.close()
+    return key.version
+
+
+def test_a_run_trains_compares_and_promotes_what_is_better_and_says_why(prefect_api: str, network: Network) -> None:
+    parent = activate(network, make_untrained(), {})
+    begin = (*SMALL, "--start-from", str(SHIPPED_WEIGHTS))
+    retrain(network.params(epochs=1, held_out_days=4, train_options=begin))
+    assert network.states()[1002] == (ModelKind.TRAINED, ModelState.ACTIVE)
+    done = network.runs / "1002"
     assert not (network.runs / "unfinished").exists()
     assert not (done / "training" / "courses").exists()
     store = network.open()
     with store.read() as connection:
-        row = catalogue.get_row(connection, ModelKey(ANALYSIS, 1001))
+        row = catalogue.get_row(connection, ModelKey(ANALYSIS, 1002))
     store.close()
     content = ModelFiles(network.folder / "data" / "models").read(row.sha256, ".safetensors")
-    assert load_analysis(ANALYSIS, 1001, content).version == 1001
+    assert load_analysis(ANALYSIS, 1002, content).version == 1002
     facts = json.loads(row.provenance)
-    (active,) = before
-    assert (facts["parent"], facts["seed"], facts["data"]["real_days"]) == (f"{ANALYSIS}@{active}", 7, 0)
-    assert facts["decision"]["reasons"][0].startswith("too few days to tell: expected 8, but got ")
+    assert (facts["parent"], facts["seed"], facts["data"]["real_days"]) == (f"{ANALYSIS}@{parent}", 7, 0)
+    assert facts["decision"]["reasons"][0].startswith("better beyond noise: RMSE (all, 8 days): ")
     assert facts["training"]["provenance"]["data_sha256"]
     session = onnxruntime.InferenceSession(done / "model.onnx")
     shapes = {each.name: [2, *each.shape[1:]] for each in session.get_inputs()}
@@ -143,8 +150,9 @@ def test_a_run_trains_compares_registers_and_says_why(prefect_api: str, network:
 
     artifacts = read_artifacts("retrain")
     page = artifacts["retrain"].data
-    assert f"{ANALYSIS}@1001, compared with {ANALYSIS}@{active}: rejected: it stays ready." in page
-    assert "too few days to tell" in page and "LiteRT: not converted; name the converter's Python" in page
+    assert f"{ANALYSIS}@1002, compared with {ANALYSIS}@{parent}: active." in page
+    assert "better beyond noise: wrong layer" in page
+    assert "LiteRT: not converted; name the converter's Python" in page
     pictures = [each.partition(")")[0] for each in page.split("data:image/png;base64,")[1:]]
     assert len(pictures) == 2 and all(base64.b64decode(each).startswith(b"\x89PNG") for each in pictures)
     rows = json.loads(artifacts["retrain-scores"].data)
@@ -160,11 +168,11 @@ def test_a_run_that_was_killed_is_taken_up_and_registers_once(network: Network) 
         "with open_retrain(params, date.fromisoformat(sys.argv[2])) as run:\n"
         "    run.describe_days(); run.prepare(); run.train(lambda line: print(line, flush=True))\n"
     )
-    params = network.params(epochs=6)
+    params = network.params(epochs=4)
     command = [sys.executable, "-c", program, params.model_dump_json(), str(DUE)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
-    assert any(line.startswith("epoch 1/6") for line in first.stdout)
+    assert any(line.startswith("epoch 1/4") for line in first.stdout)
     first.send_signal(signal.SIGKILL)
     first.wait()
     first.stdout.close()
@@ -177,7 +185,7 @@ def test_a_run_that_was_killed_is_taken_up_and_registers_once(network: Network) 
         key = register(run, DECIDED)
         assert register(run, DECIDED) == key == ModelKey(ANALYSIS, 1001)
     assert any(line.startswith("going on after epoch ") for line in lines)
-    assert not any(line.startswith("epoch 1/6") for line in lines)
+    assert not any(line.startswith("epoch 1/4") for line in lines)
     assert [version for version in network.states() if version > 1000] == [1001]
 
 
@@ -185,7 +193,9 @@ def make_trained(network: Network) -> None:
     """Leaves an unfinished run whose training is done: the folder as the training leaves it."""
     with open_retrain(network.params(epochs=1), DUE) as run:
         run.prepare()
-        run.train(lambda line: None)
+        run.training.mkdir()
+        run.weights.write_bytes(make_untrained())
+        (run.training / METRICS).write_text("{}")
 
 
 def test_a_better_version_takes_the_place_of_its_parent_unless_a_person_was_faster(network: Network) -> None:
@@ -221,3 +231,38 @@ def test_a_training_that_fails_fails_the_run_with_its_last_lines(network: Networ
         run.prepare()
         run.train(lambda line: None)
     assert [version for version in network.states() if version > 1000] == []
+
+
+def test_days_unlike_the_training_are_told_by_one_event(prefect_api: str, network: Network) -> None:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    activate(network, make_untrained(), {"usual": {"cl51": {"noise_low": (-20.0, 0.1), "cloud_share": (0.5, 1.0)}}})
+    instrument, store = SimulatedCl51(seed=5), network.open()
+    sent = []
+    for place in range(72):
+        unix_s = today.timestamp() - 3600 * (72 - place)
+        observation = make_observation(place + 1, instrument.telegram(unix_s), epoch="d" * 32)
+        observation.header.measure_time.FromNanoseconds(round(unix_s * 1e9))
+        observation.header.capture_clock.wall_time.FromNanoseconds(round(unix_s * 1e9))
+        sent.append(observation)
+    ingest_all(store, sent)
+    store.close()
+    drift(DriftParams(settings_file=network.settings_file))
+    (row,) = json.loads(read_artifacts("drift")["drift"].data)
+    assert (row["station"], row["instrument"], row["statistic"], row["days"]) == ("lindenberg", "cl51", "noise_low", 3)
+    (event,) = wait_for_events(prefect_api, "fieldpost.drift")
+    assert event["resource"]["prefect.resource.id"] == f"fieldpost.analysis.{ANALYSIS}"
+    assert event["payload"]["deviations"] == [row]
+
+
+def wait_for_events(url: str, name: str) -> list[Any]:
+    """What the server has heard of this name; events come by a way of their own, a moment later."""
+    wanted = json.dumps({"filter": {"event": {"name": [name]}}}).encode()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        request = urllib.request.Request(f"{url}/events/filter", wanted, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            events: list[Any] = json.load(answer)["events"]
+        if events:
+            return events
+        time.sleep(0.1)
+    return []

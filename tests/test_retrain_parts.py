@@ -34,8 +34,9 @@ from server.analyses.boundary_layer.retrain import find_weights, read_progress, 
 from server.analyses.boundary_layer.retraining.climate import make_climate, summarise
 from server.analyses.boundary_layer.retraining.days import simulate_day, to_known_days
 from server.analyses.boundary_layer.retraining.measures import MEASURES
-from server.analyses.boundary_layer.retraining.scores import Heights, score_day
+from server.analyses.boundary_layer.retraining.scores import score_day
 from server.analyses.boundary_layer.retraining.statistics import INPUT_STATISTICS, describe_inputs, describe_profiles
+from server.analyses.boundary_layer.scoring.simulated_courses import Heights
 from server.analyses.retraining import ALL, DayScore, DayStatistics, Measure, Version
 from server.storage.store import Store
 from server.storage.tables import observations
@@ -126,14 +127,14 @@ def test_chance_alone_promotes_about_one_version_in_forty() -> None:
 def make_day(count: int = 4) -> tuple[np.ndarray, Heights]:
     true_m = np.array([500.0, 500.0, np.nan, 500.0][:count])
     found_m = np.array([520.0, 1200.0, 700.0, np.nan][:count])
-    return true_m, Heights(found_m, found_m - 50, found_m + 50)
+    return true_m, Heights(found_m, found_m - 50, found_m + 50, np.full(count, 2.0))
 
 
 def test_heights_are_compared_where_both_give_one_and_the_rest_is_counted_apart() -> None:
     day = replace(simulate_day(1, TRAINING, "cl31", 400), groups={})
     true_m, active = make_day()
     day = replace(day, true_m=true_m, is_undefined=np.isnan(true_m))
-    candidate = Heights(np.array([500.0, 510.0, np.nan, 510.0]), np.full(4, 460.0), np.full(4, 560.0))
+    candidate = Heights(np.array([500.0, 510.0, np.nan, 510.0]), np.full(4, 460.0), np.full(4, 560.0), np.full(4, 2.0))
     sums = {each.measure: each[3:] for each in score_day("d", "simulated", day, active, candidate) if each.group == ALL}
     assert sums["RMSE"] == (20.0**2 + 700.0**2, 10.0**2, 2)
     assert sums["wrong layer"] == (1, 0, 2)

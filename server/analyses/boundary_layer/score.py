@@ -23,12 +23,12 @@ from server.analyses import Analysis, load_analysis
 from server.analyses.boundary_layer import NAME, VERSIONS
 from server.analyses.boundary_layer.scoring.metrics import Compared, join, score_parts
 from server.analyses.boundary_layer.scoring.simulated_courses import (
-    INSTRUMENTS,
     SimulatedCourse,
     compare,
     retrieve,
     simulate_course,
 )
+from server.analyses.boundary_layer.simulated import INSTRUMENTS
 
 CLIMATES: Mapping[str, Climate] = MappingProxyType(
     {"fair": FAIR, "training": TRAINING, "calibration": CALIBRATION, "held-out": HELD_OUT}

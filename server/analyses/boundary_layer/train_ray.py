@@ -12,7 +12,9 @@ import argparse
 import os
 from typing import Any
 
-from server.analyses.boundary_layer.train import TrainingRun, add_arguments, to_run
+from fieldpost.errors import FieldpostError
+from server.analyses.boundary_layer.train import run_training
+from server.analyses.boundary_layer.training.options import TrainingRun, add_arguments, to_run
 
 RESTARTS_MAX = 3
 
@@ -50,8 +52,7 @@ def train_on_ray(run: TrainingRun, *, workers: int, use_gpu: bool, address: str)
 
 def _train_here(config: dict[str, Any]) -> None:
     """In each of Ray's processes: the process group is there already."""
-    run: TrainingRun = config["run"]
-    run()
+    run_training(config["run"])
 
 
 def main() -> None:
@@ -62,7 +63,10 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="give each process a GPU")
     parser.add_argument("--address", default="local", help='of the Ray cluster; "auto" for the one that runs here')
     options = parser.parse_args()
-    train_on_ray(to_run(options), workers=options.workers, use_gpu=options.gpu, address=options.address)
+    try:
+        train_on_ray(to_run(options), workers=options.workers, use_gpu=options.gpu, address=options.address)
+    except FieldpostError as error:
+        raise SystemExit(f"{error}\n{error.hint}" if error.hint else str(error)) from error
 
 
 if __name__ == "__main__":

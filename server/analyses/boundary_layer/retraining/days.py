@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidObservationError
-from fieldpost.simulation import REGIMES, SKIES, Atmosphere, Climate, SimulatedCeilometer
-from fieldpost.sun import DAY_S
+from fieldpost.simulation import REGIMES, SKIES, Climate
 from fieldpost.telegrams import Profiles
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.clock import NANOS, course_start_unix_s
 from server.analyses.boundary_layer.decoding.decode import decode
+from server.analyses.boundary_layer.scoring.simulated_courses import simulate_course
+from server.analyses.boundary_layer.simulated import split
 from server.analyses.retraining import ReferenceDay
 
-FIRST_DAY, DAY_SPAN = 18_262, 1826
-"""Courses begin on any day of five years, from 2020-01-01 on."""
 PROFILE_S = 60.0
 REFERENCE_S = 300.0
 """A reference height is that of the nearest profile, if none is nearer and it is no further away."""
@@ -65,22 +64,17 @@ def simulate_day(seed: int, climate: Climate, model: str, stride: int = 1) -> Kn
         model: Of the instrument, for example "cl51".
         stride: Only one of so many profiles.
     """
-    atmosphere = Atmosphere(seed, climate)
-    instrument = SimulatedCeilometer(model, seed, atmosphere, climate)
-    day = FIRST_DAY + int(np.random.default_rng(seed).integers(DAY_SPAN))
-    start_s = course_start_unix_s(day * DAY_S, atmosphere.longitude_deg)
-    unix_s = start_s + np.arange(0, DAY_S, PROFILE_S * stride)
-    unix_s = unix_s[instrument.is_recording(unix_s)]
-    truth, profiles = instrument.profiles(unix_s)
+    course = simulate_course(seed, climate, model=model, step_s=PROFILE_S * stride)
+    truth, (latitude_deg, longitude_deg) = course.truth, course.site
     is_cloudy = truth.sky == SKIES.index("cloud")
     regimes = {name: (truth.regime == place) & ~is_cloudy for place, name in enumerate(REGIMES)}
     return KnownDay(
-        observations=list(split(profiles)),
-        latitude_deg=atmosphere.latitude_deg,
-        longitude_deg=atmosphere.longitude_deg,
+        observations=course.observations,
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
         true_m=truth.mixing_height_m,
         is_undefined=np.isin(truth.sky, [SKIES.index(name) for name in _NAMES_RAIN_OR_FOG]),
-        groups={**regimes, "cloudy": is_cloudy, model: np.ones(len(unix_s), np.bool_)},
+        groups={**regimes, "cloudy": is_cloudy, model: np.ones(len(course.unix_s), np.bool_)},
     )
 
 
@@ -100,19 +94,6 @@ def to_known_days(real: ReferenceDay) -> Iterator[KnownDay]:
             references = (real.unix_s[here], real.height_m[here])
             nowhere = np.zeros(len(mine), np.bool_)
             yield KnownDay(mine, first.latitude_deg, first.longitude_deg, true_m, nowhere, references=references)
-
-
-def split(profiles: Profiles) -> Iterator[Profiles]:
-    """Each profile as an observation of its own."""
-    for place in range(len(profiles.unix_nanos)):
-        one = slice(place, place + 1)
-        yield Profiles(
-            profiles.unix_nanos[one],
-            profiles.height_m,
-            profiles.beta[one],
-            profiles.cloud_base_m[one],
-            profiles.is_obscured[one],
-        )
 
 
 def join(some: Sequence[Profiles]) -> Profiles:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from server.analyses.boundary_layer.retraining.days import KnownDay, join
-from server.analyses.boundary_layer.retraining.scores import Heights
+from server.analyses.boundary_layer.scoring.simulated_courses import Heights
 
 TOP_M = 3500.0
 GATE_STRIDE, TIME_STRIDE = 3, 4

@@ -7,69 +7,35 @@ apart, so that leaving out what is hard gains nothing. Knows not what is decided
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fieldpost.errors import InvalidRequestError
 from server.analyses import Analysis, AnalysisResult
-from server.analyses.boundary_layer import MAX_BATCH, NAME
-from server.analyses.boundary_layer.classical.gradient import GradientHeight
-from server.analyses.boundary_layer.classical.remembering import RememberingHeight
-from server.analyses.boundary_layer.classical.wavelet_height import BoundaryLayerHeight
-from server.analyses.boundary_layer.learned.retrieval import LearnedHeight
 from server.analyses.boundary_layer.retraining.days import KnownDay
 from server.analyses.boundary_layer.retraining.measures import COVERAGE, FALSE_HEIGHT, NO_HEIGHT, RMSE, WRONG_LAYER
+from server.analyses.boundary_layer.scoring.simulated_courses import (
+    FollowsProfiles,
+    Heights,
+    PredictsProfiles,
+    ask,
+    read_heights,
+)
 from server.analyses.retraining import ALL, DayScore
 
 WRONG_LAYER_M = 300.0
-STANDARD_ERRORS = 1.645
-"""Half the central 90 % interval of a normal distribution."""
-_THICKNESS = "atmosphere_boundary_layer_thickness"
-
-
-@dataclass(frozen=True, slots=True)
-class Heights:
-    """What a version says of a day; each (times,), m; NaN where it says nothing."""
-
-    height_m: NDArray[np.float64]
-    lower_m: NDArray[np.float64]
-    upper_m: NDArray[np.float64]
 
 
 def retrieve(analysis: Analysis, day: KnownDay) -> Heights:
-    """The heights of a course."""
-    return to_heights(answer(analysis, day))
+    """The heights of a course; an observation that could not be answered has none."""
+    return read_heights(answer(analysis, day))
 
 
 def answer(analysis: Analysis, day: KnownDay) -> Sequence[AnalysisResult | Exception]:
     """What a version says about a course, each profile in the light of those before it where it remembers."""
-    if isinstance(analysis, LearnedHeight | RememberingHeight):
-        ((answers, _),) = analysis.follow_profiles([(b"", day.observations, day.latitude_deg, day.longitude_deg)])
-        return answers
-    if isinstance(analysis, BoundaryLayerHeight | GradientHeight):
-        parts = [
-            analysis.predict_profiles(day.observations[first : first + MAX_BATCH], day.latitude_deg, day.longitude_deg)
-            for first in range(0, len(day.observations), MAX_BATCH)
-        ]
-        return [each for part in parts for each in part]
-    raise InvalidRequestError(f"expected a version of {NAME}, but got {type(analysis).__name__}")
-
-
-def to_heights(answers: Sequence[AnalysisResult | Exception]) -> Heights:
-    """The heights of observations of one profile each; one that could not be answered has none."""
-    columns = np.full((3, len(answers)), np.nan)
-    for place, answer in enumerate(answers):
-        if isinstance(answer, AnalysisResult):
-            named = {each.name: float(each.values[0]) for each in answer.variables}
-            height_m = named[_THICKNESS]
-            reach_m = STANDARD_ERRORS * named.get(f"{_THICKNESS}_standard_error", np.nan)
-            lower_m, upper_m = named.get(f"{_THICKNESS}_lower"), named.get(f"{_THICKNESS}_upper")
-            columns[0, place] = height_m
-            columns[1, place] = height_m - reach_m if lower_m is None else lower_m
-            columns[2, place] = height_m + reach_m if upper_m is None else upper_m
-    return Heights(*columns)
+    if not isinstance(analysis, FollowsProfiles | PredictsProfiles):
+        raise InvalidRequestError(f"expected a version that takes profiles, but got {type(analysis).__name__}")
+    return ask(analysis, day.observations, day.latitude_deg, day.longitude_deg)
 
 
 def score_day(name: str, kind: str, day: KnownDay, active: Heights, candidate: Heights) -> Iterator[DayScore]:

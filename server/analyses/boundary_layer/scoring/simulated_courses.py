@@ -15,16 +15,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldpost.simulation import REGIMES, SKIES, Atmosphere, Climate, SimulatedCeilometer, Truth
+from fieldpost.simulation import REGIMES, SKIES, Climate, SimulatedCeilometer, Truth
 from fieldpost.sun import DAY_S
 from fieldpost.telegrams import Profiles
 from server.analyses import Analysis, AnalysisInput, AnalysisResult, FollowingAnalysis, Stretch
-from server.analyses.boundary_layer.clock import course_start_unix_s
 from server.analyses.boundary_layer.scoring.metrics import NORMAL_90, Compared
+from server.analyses.boundary_layer.simulated import draw_course, split
 
-INSTRUMENTS = ("cl31", "cl51", "cl61", "chm15k")
-FIRST_DAY, DAY_SPAN = 18_262, 1826
-"""Courses begin on any day of five years, from 2020-01-01 on."""
 STRETCH = 64
 THICKNESS = "atmosphere_boundary_layer_thickness"
 Answers = Sequence[AnalysisResult | Exception]
@@ -33,6 +30,11 @@ Answers = Sequence[AnalysisResult | Exception]
 @runtime_checkable
 class PredictsProfiles(Protocol):
     """A version that looks at each profile alone and takes decoded ones."""
+
+    @property
+    def max_batch(self) -> int:
+        """No more observations at once."""
+        ...
 
     def predict_profiles(
         self, decoded: Sequence[Profiles], latitude_deg: float | None, longitude_deg: float | None
@@ -50,6 +52,23 @@ class FollowsProfiles(Protocol):
     ) -> Sequence[tuple[Answers, bytes]]:
         """Answers for stretches: each its state, observations, latitude and longitude in degrees."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Heights:
+    """What a version says of some profiles; each attribute (profiles,), float64; NaN where it says nothing.
+
+    Attributes:
+        height_m: The mixing height.
+        lower_m: Lower end of its central 90 % interval; from the standard error where a version gives no ends.
+        upper_m: Upper end.
+        flag: Its quality.
+    """
+
+    height_m: NDArray[np.float64]
+    lower_m: NDArray[np.float64]
+    upper_m: NDArray[np.float64]
+    flag: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +97,11 @@ class SimulatedCourse:
 
 def simulate_course(seed: int, climate: Climate, *, model: str | None = None, step_s: float = 60.0) -> SimulatedCourse:
     """The course of a seed: its day, site and weather; the model too, where none is asked for."""
-    model = model or INSTRUMENTS[seed % len(INSTRUMENTS)]
-    atmosphere = Atmosphere(seed, climate)
-    instrument = SimulatedCeilometer(model, seed, atmosphere, climate)
-    day = FIRST_DAY + int(np.random.default_rng([seed, 77]).integers(DAY_SPAN))
-    start_unix_s = course_start_unix_s(day * DAY_S, atmosphere.longitude_deg)
-    unix_s = start_unix_s + np.arange(0, DAY_S, step_s)
+    instrument, start_s = draw_course(seed, climate, model)
+    unix_s = start_s + np.arange(0, DAY_S, step_s)
     unix_s = unix_s[instrument.is_recording(unix_s)]
     truth, profiles = instrument.profiles(unix_s)
-    observations = tuple(
-        Profiles(
-            profiles.unix_nanos[n : n + 1],
-            profiles.height_m,
-            profiles.beta[n : n + 1],
-            profiles.cloud_base_m[n : n + 1],
-            profiles.is_obscured[n : n + 1],
-        )
-        for n in range(len(unix_s))
-    )
-    return SimulatedCourse(seed, instrument, unix_s, truth, observations)
+    return SimulatedCourse(seed, instrument, unix_s, truth, tuple(split(profiles)))
 
 
 def retrieve(analysis: Analysis, course: SimulatedCourse) -> tuple[list[AnalysisResult], float]:
@@ -105,22 +110,33 @@ def retrieve(analysis: Analysis, course: SimulatedCourse) -> tuple[list[Analysis
     Raises:
         Exception: What the version says instead of a result.
     """
-    before_s = time.process_time()
-    if isinstance(analysis, FollowsProfiles):
-        answers: list[AnalysisResult | Exception] = []
-        state = b""
-        for first in range(0, len(course.observations), STRETCH):
-            stretch = (state, course.observations[first : first + STRETCH], *course.site)
-            [(some, state)] = analysis.follow_profiles([stretch])
-            answers += some
-    elif isinstance(analysis, PredictsProfiles):
-        answers = []
-        for first in range(0, len(course.observations), analysis.max_batch):
-            answers += analysis.predict_profiles(course.observations[first : first + analysis.max_batch], *course.site)
-    else:
+    if not isinstance(analysis, FollowsProfiles | PredictsProfiles):
         return retrieve_telegrams(analysis, course)
+    before_s = time.process_time()
+    answers = ask(analysis, course.observations, *course.site)
     taken_s = time.process_time() - before_s
     return [_result_or_raise(answer) for answer in answers], taken_s
+
+
+def ask(
+    analysis: FollowsProfiles | PredictsProfiles,
+    observations: Sequence[Profiles],
+    latitude_deg: float | None,
+    longitude_deg: float | None,
+) -> Answers:
+    """What a version says of the decoded observations of one course, in order of time."""
+    answers: list[AnalysisResult | Exception] = []
+    if isinstance(analysis, FollowsProfiles):
+        state = b""
+        for first in range(0, len(observations), STRETCH):
+            stretch = (state, observations[first : first + STRETCH], latitude_deg, longitude_deg)
+            [(some, state)] = analysis.follow_profiles([stretch])
+            answers += some
+        return answers
+    for first in range(0, len(observations), analysis.max_batch):
+        batch = observations[first : first + analysis.max_batch]
+        answers += analysis.predict_profiles(batch, latitude_deg, longitude_deg)
+    return answers
 
 
 def retrieve_telegrams(analysis: Analysis, course: SimulatedCourse) -> tuple[list[AnalysisResult], float]:
@@ -145,21 +161,28 @@ def retrieve_telegrams(analysis: Analysis, course: SimulatedCourse) -> tuple[lis
 
 
 def compare(course: SimulatedCourse, results: Sequence[AnalysisResult]) -> Compared:
-    """Heights beside the truth; where a version gives no ends of an interval they follow from its standard error."""
-    named = [{variable.name: variable.values for variable in result.variables} for result in results]
+    """Heights beside the truth."""
+    heights = read_heights(results)
+    return beside_truth(course, heights.height_m, heights.lower_m, heights.upper_m, heights.flag)
+
+
+def read_heights(answers: Answers) -> Heights:
+    """The heights in answers about one profile each."""
+    named = [
+        {each.name: float(each.values[0]) for each in answer.variables} if isinstance(answer, AnalysisResult) else {}
+        for answer in answers
+    ]
 
     def column(name: str) -> NDArray[np.float64]:
-        missing = np.full(1, np.nan, np.float32)
-        return np.concatenate([np.asarray(values.get(name, missing), np.float64) for values in named])
+        return np.array([values.get(name, np.nan) for values in named], np.float64)
 
-    found_m = column(THICKNESS)
+    height_m = column(THICKNESS)
     reach_m = NORMAL_90 * column(f"{THICKNESS}_standard_error")
     lower_m, upper_m = column(f"{THICKNESS}_lower"), column(f"{THICKNESS}_upper")
-    return beside_truth(
-        course,
-        found_m,
-        np.where(np.isfinite(lower_m), lower_m, found_m - reach_m),
-        np.where(np.isfinite(upper_m), upper_m, found_m + reach_m),
+    return Heights(
+        height_m,
+        np.where(np.isfinite(lower_m), lower_m, height_m - reach_m),
+        np.where(np.isfinite(upper_m), upper_m, height_m + reach_m),
         column("quality_flag"),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -19,22 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fieldpost.simulation
-from fieldpost.errors import InvalidRequestError
-from fieldpost.simulation import Atmosphere, SimulatedCeilometer
+from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.simulation.climates import Climate
-from fieldpost.sun import DAY_S
 from fieldpost.telegrams import Profiles
-from server.analyses.boundary_layer.clock import STEP_COUNT, STEP_S, course_start_unix_s
+from server.analyses.boundary_layer import simulated
+from server.analyses.boundary_layer.clock import STEP_COUNT, STEP_S
 from server.analyses.boundary_layer.learned import grid
 from server.analyses.boundary_layer.learned.features import noise_of, sun_facts
 from server.analyses.boundary_layer.learned.grid import reach, to_grid
+from server.analyses.boundary_layer.simulated import draw_course
 
-INSTRUMENTS = ("cl31", "cl51", "cl61", "chm15k")
 PROFILES_A_STEP = 5
 PROFILE_COUNT = STEP_COUNT * PROFILES_A_STEP
 PROFILE_S = STEP_S / PROFILES_A_STEP
-FIRST_DAY, DAY_SPAN = 18_262, 1826
-"""Courses begin on any day of five years, from 2020-01-01 on."""
 UNKNOWN = -1
 """Of sky and regime, where nobody knows."""
 
@@ -80,25 +78,29 @@ class Course:
 
     @classmethod
     def load(cls, path: Path) -> Course:
-        """The opposite."""
-        with np.load(path) as file:
-            return cls(**{each.name: file[each.name] for each in fields(cls)})
+        """The opposite.
+
+        Raises:
+            BrokenStateError: The file is damaged.
+        """
+        try:
+            with np.load(path) as file:
+                return cls(**{each.name: file[each.name] for each in fields(cls)})
+        except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise BrokenStateError(
+                f"expected a course in {path}, but got: {error}", hint="remove the file: it is simulated again"
+            ) from error
 
 
 def simulate_course(seed: int, climate: Climate) -> Course:
     """The course of a seed: its day, site, weather and instrument."""
-    model = INSTRUMENTS[seed % len(INSTRUMENTS)]
-    atmosphere = Atmosphere(seed, climate)
-    instrument = SimulatedCeilometer(model, seed, atmosphere, climate)
-    day = FIRST_DAY + int(np.random.default_rng([seed, 77]).integers(DAY_SPAN))
-    unix_s = course_start_unix_s(day * DAY_S, atmosphere.longitude_deg) + PROFILE_S * np.arange(
-        PROFILE_COUNT, dtype=np.float64
-    )
+    instrument, start_s = draw_course(seed, climate)
+    unix_s = start_s + PROFILE_S * np.arange(PROFILE_COUNT, dtype=np.float64)
     truth, profiles = instrument.profiles(unix_s)
     return make_course(
         profiles,
         is_there=instrument.is_recording(unix_s),
-        sun=sun_facts(unix_s, atmosphere.latitude_deg, atmosphere.longitude_deg),
+        sun=sun_facts(unix_s, instrument.atmosphere.latitude_deg, instrument.atmosphere.longitude_deg),
         mixing_height_m=truth.mixing_height_m,
         residual_layer_height_m=truth.residual_layer_height_m,
         true_cloud_base_m=truth.cloud_base_m,
@@ -143,7 +145,7 @@ def gather_courses(
     processes: int = 1,
     on_done: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Path]:
-    """Simulates the courses that the folder has not yet, and returns the files of all.
+    """Simulates the courses that the folder has not yet, or has cut short, and returns the files of all.
 
     Args:
         folder: Where courses are kept; made where it is missing.
@@ -155,7 +157,7 @@ def gather_courses(
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(climate)
     paths = [folder / f"course-{key}-{seed}.npz" for seed in seeds]
-    missing = [(seed, path) for seed, path in zip(seeds, paths, strict=True) if not path.exists()]
+    missing = [(seed, path) for seed, path in zip(seeds, paths, strict=True) if not zipfile.is_zipfile(path)]
     done = len(paths) - len(missing)
     on_done(done, len(paths))
     if processes == 1:
@@ -212,6 +214,6 @@ def _key(climate: Climate) -> str:
     """Another climate, another simulator or another grid makes other courses."""
     digest = hashlib.sha256(climate_to_json(climate).encode())
     simulation = sorted(Path(fieldpost.simulation.__file__).parent.glob("*.py"))
-    for source in [*simulation, Path(grid.__file__), Path(__file__)]:
+    for source in [*simulation, Path(grid.__file__), Path(simulated.__file__), Path(__file__)]:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]

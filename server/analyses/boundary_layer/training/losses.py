@@ -16,23 +16,33 @@ RANKED_WEIGHT, RESIDUAL_WEIGHT, CLOUD_WEIGHT, SKY_WEIGHT = 1.0, 0.25, 0.15, 0.3
 RANKED_SCALE_M = 100.0
 
 
-def loss_of(answers: Answers, batch: Batch) -> Tensor:
-    """The mean loss of the looks of a batch; every part of the network has its share in it."""
-    there = batch.is_there.flatten()
+def count_looks(batch: Batch) -> Tensor:
+    """How many looks of a batch have a height, and of how many the rest is known: (2,), float32."""
+    return torch.stack([mask.sum() for mask in _masks(batch)]).float()
+
+
+def loss_of(answers: Answers, batch: Batch, counts: Tensor | None = None) -> Tensor:
+    """The mean loss of the looks of a batch; every part of the network has its share in it.
+
+    Args:
+        answers: Of the network.
+        batch: What it was asked.
+        counts: What sums are divided by, as count_looks has it, where the batch is one of several that are averaged:
+            the mean of their counts, so that the average is the mean over all looks; the batch's own where None.
+    """
+    has_height, known = _masks(batch)
+    height_count, known_count = (count_looks(batch) if counts is None else counts).clamp(min=1).unbind()
     mixing_m = batch.mixing_height_m.flatten()
-    has_height = there & torch.isfinite(mixing_m)
-    known = there & is_known(batch).flatten()
-    loss = _mean(_cross_entropy(answers.mixing, mixing_m, has_none=False), has_height)
-    loss = (
-        loss + RANKED_WEIGHT * _mean(ranked_probability_score_m(answers.mixing, mixing_m), has_height) / RANKED_SCALE_M
-    )
+    loss: Tensor = _sum(_cross_entropy(answers.mixing, mixing_m, has_none=False), has_height) / height_count
+    ranked_m = _sum(ranked_probability_score_m(answers.mixing, mixing_m), has_height) / height_count
+    loss = loss + RANKED_WEIGHT * ranked_m / RANKED_SCALE_M
     for weight, logits, height_m in (
         (RESIDUAL_WEIGHT, answers.residual, batch.residual_layer_height_m),
         (CLOUD_WEIGHT, answers.cloud, batch.cloud_base_m),
     ):
-        loss = loss + weight * _mean(_cross_entropy(logits, height_m.flatten(), has_none=True), known)
+        loss = loss + weight * _sum(_cross_entropy(logits, height_m.flatten(), has_none=True), known) / known_count
     sky = F.cross_entropy(answers.sky, batch.sky.flatten().clamp(min=0), reduction="none")
-    return loss + SKY_WEIGHT * _mean(sky, known)
+    return loss + SKY_WEIGHT * _sum(sky, known) / known_count
 
 
 def ranked_probability_score_m(logits: Tensor, height_m: Tensor) -> Tensor:
@@ -65,6 +75,12 @@ def _cross_entropy(logits: Tensor, height_m: Tensor, *, has_none: bool) -> Tenso
     return torch.where(torch.isnan(height_m), -log_share[:, -1], entropy) if has_none else entropy
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean where the mask says so; 0, and still part of the graph, where it says so nowhere."""
-    return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp(min=1)
+def _masks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which looks have a height, and of which the rest is known: (looks,) each."""
+    there = batch.is_there.flatten()
+    return there & torch.isfinite(batch.mixing_height_m.flatten()), there & is_known(batch).flatten()
+
+
+def _sum(values: Tensor, mask: Tensor) -> Tensor:
+    """The sum where the mask says so; 0, and still part of the graph, where it says so nowhere."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
