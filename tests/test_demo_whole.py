@@ -51,7 +51,7 @@ def test_a_day_of_three_stations_arrives_whole_although_a_link_is_cut(tmp_path: 
     assert len(bags) == 3
     for bag in bags:
         bagit.Bag(str(bag)).validate()
-        of_versions = sorted((bag / "data").glob("*.nc"))
+        of_versions = sorted((bag / "data").glob("predictions-*.nc"))
         assert [path.stem[-3:] for path in of_versions] == ["-v1", "-v5"]
         for path in of_versions:
             with netCDF4.Dataset(path) as dataset:
