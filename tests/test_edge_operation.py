@@ -666,7 +666,7 @@ def test_what_a_model_says_of_itself_fits_a_terminal(capsys: pytest.CaptureFixtu
     assert run_cli(["model", "show", str(shipped)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("model          boundary-layer@")
-    assert any(re.fullmatch(r"      mean_absolute_error_m  \d+(\.\d+)?", line) for line in lines)
+    assert any(re.fullmatch(r"      mae_m +\d+(\.\d+)?", line) for line in lines)
     assert max(map(len, lines)) <= 80
 
 
