@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 MINUTE_S, HOUR_S, DAY_S, YEAR_S = 60.0, 3600.0, 86400.0, 365.25 * 86400.0
+TERMINAL_COLUMNS = 80
 
 
 def span(seconds: float) -> str:
@@ -54,11 +56,19 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def tree(facts: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """Facts, one a line; those within others stand further in."""
+    """Facts, one a line; those within others stand further in, and long ones go on in the next line."""
     width = max(map(len, facts), default=0) + 2
     for name, value in facts.items():
         if isinstance(value, dict):
             yield f"{'  ' * depth}{name}"
             yield from tree(value, depth + 1)
         else:
-            yield f"{'  ' * depth}{name:{width}}{value}"
+            start = f"{'  ' * depth}{name:{width}}"
+            yield from textwrap.wrap(
+                str(value),
+                TERMINAL_COLUMNS,
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [start]
