@@ -73,7 +73,7 @@ def start(folder: Path) -> tuple[Store, ModelFiles]:
         FieldpostError, OSError: It cannot.
     """
     store = open_store(folder, instruments=INSTRUMENTS)
-    cards = find_analyses()
+    cards = [card for card in find_analyses() if card.version == 1]  # one that does not remember
     store.write(lambda connection: catalogue.register_built_in(connection, cards)).result()
     return store, ModelFiles(folder / "models")
 
