@@ -175,7 +175,7 @@ class Following:
         with self.store.read() as connection:
             return read_settled(connection, 1)
 
-    async def until(self, is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async def until(self, is_so: Callable[[], bool], timeout_s: float = 40.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not is_so():
             assert time.monotonic() < deadline_s, self.describe()
