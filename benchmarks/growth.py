@@ -31,7 +31,7 @@ from benchmarks.report import median, print_report
 from demo.postgres import Postgres
 from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb
-from flows.archivist import Archivist
+from flows.archiving.archivist import Archivist
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.archive.retention import prune
 from server.ingest.core import Ingest

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from demo.heights import ANALYSIS, name_method
 from demo.plan import PlannedInstrument, PlannedStation
-from flows.day import DayReader
-from flows.picture import choose
+from flows.archiving.picture import choose
+from flows.bags.day import DayReader
 from server.analyses import AnalysisInput, AnalysisResult, find_analyses
 from server.archive.bags import list_instrument_days
 from server.storage.store import Store

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fieldpost.errors import FieldpostError, InvalidRequestError, OfflineError, TryAgainError
 from fieldpost.logs import configure_logging
-from flows.parameters import ArchiveParams, make_params
-from flows.retrain_parameters import RetrainParams, make_retrain_params
+from flows.archiving.parameters import ArchiveParams, make_params
+from flows.retraining.parameters import RetrainParams, make_retrain_params
 
 EXIT_FAILED, EXIT_USAGE, EXIT_TRY_AGAIN = 1, 2, 75
 
@@ -93,8 +93,8 @@ def _read_params(options: argparse.Namespace) -> ArchiveParams:
 
 def _serve(*, reset: bool) -> None:
     require_prefect_server()
-    from flows.catalogue import CATALOGUE
-    from flows.serving import serve_catalogue
+    from flows.deployments.catalogue import CATALOGUE
+    from flows.deployments.serving import serve_catalogue
 
     serve_catalogue(CATALOGUE, reset=reset)
 
@@ -124,8 +124,8 @@ def archive_locally(params: ArchiveParams) -> None:
     Raises:
         FieldpostError: A day could not be archived; the others are.
     """
-    from flows.archivist import archive_days
-    from flows.report import to_error, to_text
+    from flows.archiving.archivist import archive_days
+    from flows.archiving.report import to_error, to_text
     from flows.site import open_archivist
 
     configure_logging("WARNING")

@@ -17,11 +17,11 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.tasks import exponential_backoff
 
 from fieldpost.errors import BrokenStateError, RejectedError
-from flows.archivist import ArchivedDay, Archivist, FailedDay, Outcome
-from flows.day import DayReader
-from flows.parameters import ArchiveParams
-from flows.picture import draw_pictures
-from flows.report import to_error, to_markdown, to_rows
+from flows.archiving.archivist import ArchivedDay, Archivist, FailedDay, Outcome
+from flows.archiving.parameters import ArchiveParams
+from flows.archiving.picture import draw_pictures
+from flows.archiving.report import to_error, to_markdown, to_rows
+from flows.bags.day import DayReader
 from flows.site import open_archivist
 from server.archive.bags import InstrumentDay
 

@@ -18,14 +18,14 @@ from prefect.cache_policies import NO_CACHE
 
 from fieldpost.errors import BrokenStateError
 from flows.archive import due_day
-from flows.picture import shrink
-from flows.retrain_decision import Decision
-from flows.retrain_folder import finish
-from flows.retrain_parameters import RetrainParams
-from flows.retrain_report import to_day_rows, to_markdown, to_rows, to_text
-from flows.retrain_run import RetrainRun
-from flows.retrain_stations import convert, offer
-from flows.retrain_versions import open_retrain, promote, register
+from flows.archiving.picture import shrink
+from flows.retraining.decision import Decision
+from flows.retraining.folder import finish
+from flows.retraining.parameters import RetrainParams
+from flows.retraining.report import to_day_rows, to_markdown, to_rows, to_text
+from flows.retraining.run import RetrainRun
+from flows.retraining.stations import convert, offer
+from flows.retraining.versions import open_retrain, promote, register
 from server.analyses.retraining import DayScore
 from server.workers.jobs import ModelKey
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError
-from flows.archivist import LOCK_NAME, Archivist
-from flows.bag import OnStep, ignore_step
+from flows.archiving.archivist import LOCK_NAME, Archivist
+from flows.bags.bag import OnStep, ignore_step
 from server.archive.bags import has_bags
 from server.settings import Settings, load_settings
 from server.storage.store import Store

@@ -16,7 +16,7 @@ from server_support import START_NANOS, make_observation
 from sqlalchemy import insert, select
 
 from fieldpost.v1 import observation_pb2 as pb
-from flows.archivist import ArchivedDay, Archivist
+from flows.archiving.archivist import ArchivedDay, Archivist
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.ingest.core import Ingest
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register

@@ -34,9 +34,9 @@ from server_support import EPOCH, START_NANOS, make_observation
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
-from flows.archivist import Archivist
-from flows.day import PAGE_ROWS, DayReader
-from flows.observations_file import COLUMNS, csv_line, format_instant, verify_observations, write_observations
+from flows.archiving.archivist import Archivist
+from flows.bags.day import PAGE_ROWS, DayReader
+from flows.bags.observations_file import COLUMNS, csv_line, format_instant, verify_observations, write_observations
 from server.queries.predictions import NewPrediction, write_predictions
 from server.storage.store import Store
 from server.storage.tables import bags

@@ -37,10 +37,10 @@ from fieldpost.errors import BrokenStateError
 from fieldpost.simulation import SimulatedCl51
 from flows.__main__ import main
 from flows.archive import archive
-from flows.catalogue import CATALOGUE, NIGHTLY_ARCHIVE, to_prefect_yaml
-from flows.parameters import ArchiveParams
-from flows.picture import PNG_BYTES_MAX, shrink
-from flows.serving import keep_operator_changes, to_deployment
+from flows.archiving.parameters import ArchiveParams
+from flows.archiving.picture import PNG_BYTES_MAX, shrink
+from flows.deployments.catalogue import CATALOGUE, NIGHTLY_ARCHIVE, to_prefect_yaml
+from flows.deployments.serving import keep_operator_changes, to_deployment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,8 +190,8 @@ def test_a_local_run_needs_no_prefect_and_prints_its_table(tmp_path: Path, setti
 
 def test_the_flow_and_its_pictures_need_no_torch(telegrams: Path) -> None:
     program = (
-        "import sys; from datetime import date; import flows.archive; from flows.day import DayReader\n"
-        "from flows.picture import draw_pictures; from flows.site import open_archivist\n"
+        "import sys; from datetime import date; import flows.archive; from flows.bags.day import DayReader\n"
+        "from flows.archiving.picture import draw_pictures; from flows.site import open_archivist\n"
         "with open_archivist(None) as archivist:\n"
         "    (day,) = archivist.find_days(date(2025, 6, 15), date(2025, 6, 15))\n"
         "    (picture,) = draw_pictures(DayReader(archivist.store, day))\n"

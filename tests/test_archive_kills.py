@@ -31,8 +31,8 @@ from archive_support import (
 from server_support import make_observation
 
 from fieldpost.errors import FieldpostError
-from flows.archivist import Archivist
-from flows.bag import Step
+from flows.archiving.archivist import Archivist
+from flows.bags.bag import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 40

@@ -13,9 +13,9 @@ from server_support import make_observation
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from flows.__main__ import exit_status
-from flows.archivist import Archivist, FailedDay
-from flows.parameters import ArchiveParams, make_params
-from flows.report import to_error, to_rows, to_text
+from flows.archiving.archivist import Archivist, FailedDay
+from flows.archiving.parameters import ArchiveParams, make_params
+from flows.archiving.report import to_error, to_rows, to_text
 from flows.site import open_archivist
 from server.archive.bags import day_to_unix_nanos, list_instrument_days
 

@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from server_support import EPOCH, START_NANOS, make_observation
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError
-from flows.archivist import Archivist
-from flows.day import DayReader
-from flows.predictions_file import file_name, seconds_of_day, verify_predictions
+from flows.archiving.archivist import Archivist
+from flows.bags.day import DayReader
+from flows.bags.predictions_file import file_name, seconds_of_day, verify_predictions
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.archive.bags import day_to_unix_nanos
 from server.queries.predictions import encode_result

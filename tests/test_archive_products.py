@@ -22,7 +22,7 @@ from archive_support import (
 from server_support import START_NANOS
 from sqlalchemy import update
 
-from flows.archivist import Archivist
+from flows.archiving.archivist import Archivist
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.archive.bag_contents import read_contents
 from server.queries.predictions import encode_result

@@ -25,9 +25,9 @@ from archive_support import (
 from sqlalchemy import select, update
 
 from fieldpost.errors import BrokenStateError, TryAgainError
-from flows.archivist import Archivist, FailedDay, archive_days
-from flows.bag import Step
-from flows.durable import locked
+from flows.archiving.archivist import Archivist, FailedDay, archive_days
+from flows.bags.bag import Step
+from flows.bags.durable import locked
 from server.archive.bags import newest_bag
 from server.archive.retention import prune
 from server.prediction.course import Course

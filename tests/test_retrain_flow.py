@@ -27,12 +27,12 @@ from server_support import START_NANOS, make_observation
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.simulation import SimulatedCl51
+from flows.drift import DriftParams, drift
 from flows.retrain import retrain
-from flows.retrain_decision import Decision
-from flows.retrain_drift import DriftParams, drift
-from flows.retrain_parameters import RetrainParams
-from flows.retrain_run import METRICS
-from flows.retrain_versions import open_retrain, promote, register
+from flows.retraining.decision import Decision
+from flows.retraining.parameters import RetrainParams
+from flows.retraining.run import METRICS
+from flows.retraining.versions import open_retrain, promote, register
 from server.analyses import find_analyses, load_analysis
 from server.analyses.boundary_layer import SHIPPED_WEIGHTS
 from server.analyses.boundary_layer.learned.network import NetworkConfig
@@ -163,7 +163,7 @@ def test_a_run_trains_compares_and_promotes_what_is_better_and_says_why(prefect_
 def test_a_run_that_was_killed_is_taken_up_and_registers_once(network: Network) -> None:
     program = (
         "import sys; from datetime import date; from pathlib import Path\n"
-        "from flows.retrain_parameters import RetrainParams; from flows.retrain_versions import open_retrain\n"
+        "from flows.retraining.parameters import RetrainParams; from flows.retraining.versions import open_retrain\n"
         "params = RetrainParams.model_validate_json(sys.argv[1])\n"
         "with open_retrain(params, date.fromisoformat(sys.argv[2])) as run:\n"
         "    run.describe_days(); run.prepare(); run.train(lambda line: print(line, flush=True))\n"

@@ -20,15 +20,15 @@ from sqlalchemy import delete
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.simulation import HELD_OUT, TRAINING, SimulatedCl51
-from flows.archivist import Archivist
-from flows.retrain_days import find_real_days, read_real_day
-from flows.retrain_decision import DAYS_MIN, decide
-from flows.retrain_drift_core import find_drift
-from flows.retrain_folder import finish, make_file, make_json, open_run
-from flows.retrain_parameters import RetrainParams, make_retrain_params
-from flows.retrain_references import ReferenceDays, read_reference_file
-from flows.retrain_report import to_rows
-from flows.retrain_training import run_command
+from flows.archiving.archivist import Archivist
+from flows.retraining.days import find_real_days, read_real_day
+from flows.retraining.decision import DAYS_MIN, decide
+from flows.retraining.drift_core import find_drift
+from flows.retraining.folder import finish, make_file, make_json, open_run
+from flows.retraining.parameters import RetrainParams, make_retrain_params
+from flows.retraining.references import ReferenceDays, read_reference_file
+from flows.retraining.report import to_rows
+from flows.retraining.training import run_command
 from server.analyses import AnalysisInput
 from server.analyses.boundary_layer.retrain import find_weights, read_progress, write_references
 from server.analyses.boundary_layer.retraining.climate import make_climate, summarise
@@ -337,7 +337,7 @@ def test_a_training_ends_with_the_run_that_wanted_it(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     inner = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(60)"
     outer = (
-        "import sys; from flows.retrain_training import run_command; "
+        "import sys; from flows.retraining.training import run_command; "
         f"run_command([sys.executable, '-c', {inner!r}], {{}}, on_line=print)"
     )
     run = subprocess.Popen([sys.executable, "-c", outer], cwd=Path(__file__).resolve().parent.parent)

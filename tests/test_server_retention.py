@@ -30,7 +30,7 @@ from sqlalchemy import delete, func, select, update
 
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
-from flows.archivist import Archivist
+from flows.archiving.archivist import Archivist
 from server.archive import retention
 from server.archive.bag_contents import BagContents
 from server.archive.bags import DayObservation

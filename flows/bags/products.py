@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fieldpost.v1.prediction_pb2 import Prediction
-from flows.cf import to_site
-from flows.day import Series
+from flows.bags.cf import to_site
+from flows.bags.day import Series
 from server.analyses import find_analyses
 from server.archive.bags import DayPrediction, InstrumentDay
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flows.day import DayReader
-from flows.picture import choose
-from flows.retrain_days import find_real_days, read_real_day
-from flows.retrain_folder import make_json
-from flows.retrain_run import OBSERVATIONS_A_DAY, USUAL_DAYS
+from flows.archiving.picture import choose
+from flows.bags.day import DayReader
+from flows.retraining.days import find_real_days, read_real_day
+from flows.retraining.folder import make_json
+from flows.retraining.run import OBSERVATIONS_A_DAY, USUAL_DAYS
 from server.analyses import AnalysisResult
 from server.analyses.retraining import DayStatistics, Retraining, Version
 from server.archive.bags import InstrumentDay

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fieldpost.names import NAME_PATTERN
 from flows.archive import due_day
-from flows.retrain_drift_core import Deviation, describe_network, find_drift
-from flows.retrain_versions import only_analysis, open_watch
+from flows.retraining.drift_core import Deviation, describe_network, find_drift
+from flows.retraining.versions import only_analysis, open_watch
 
 EVENT = "fieldpost.drift"
 

@@ -11,13 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from fieldpost.errors import BrokenStateError, TryAgainError
-from flows.bag_format import PAYLOAD_FOLDER, read_payload_file, validate, write_tag_files
-from flows.day import Contents, DayReader
-from flows.durable import FileDigest, digest_file, forget_cached, remove_folder, sync, write_file
-from flows.observations_file import format_instant, verify_observations, write_observations
-from flows.predictions_file import file_name, verify_predictions, write_predictions
-from flows.products import write_products
-from flows.provenance import PROVENANCE_NAME, bag_info, describe
+from flows.bags.bag_format import PAYLOAD_FOLDER, read_payload_file, validate, write_tag_files
+from flows.bags.day import Contents, DayReader
+from flows.bags.durable import FileDigest, digest_file, forget_cached, remove_folder, sync, write_file
+from flows.bags.observations_file import format_instant, verify_observations, write_observations
+from flows.bags.predictions_file import file_name, verify_predictions, write_predictions
+from flows.bags.products import write_products
+from flows.bags.provenance import PROVENANCE_NAME, bag_info, describe
 from server.archive.bags import InstrumentDay
 
 PART_PREFIX = ".part-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from flows.retrain_decision import Comparison, Decision, format_value
+from flows.retraining.decision import Comparison, Decision, format_value
 from server.analyses.retraining import DayStatistics
 from server.workers.jobs import ModelKey
 

@@ -52,7 +52,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], *, on_li
     """
     kept: deque[str] = deque(maxlen=LINES_KEPT)
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.retrain_child", str(os.getpid()), *command],
+        [sys.executable, "-m", "flows.retraining.child", str(os.getpid()), *command],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -17,13 +17,13 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from fieldpost.errors import InvalidRequestError, TryAgainError
-from flows.provenance import SOFTWARE_VERSION
-from flows.retrain_decision import Decision
-from flows.retrain_drift_core import Watch
-from flows.retrain_folder import open_run, read_json
-from flows.retrain_parameters import RetrainParams
-from flows.retrain_references import read_reference_file
-from flows.retrain_run import RetrainRun
+from flows.bags.provenance import SOFTWARE_VERSION
+from flows.retraining.decision import Decision
+from flows.retraining.drift_core import Watch
+from flows.retraining.folder import open_run, read_json
+from flows.retraining.parameters import RetrainParams
+from flows.retraining.references import read_reference_file
+from flows.retraining.run import RetrainRun
 from flows.site import open_archivist
 from server.analyses import find_analyses
 from server.analyses.retraining import Version, can_retrain, find_retraining

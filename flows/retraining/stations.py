@@ -13,10 +13,10 @@ from edge_agent.quick_look.signing import sign
 from fieldpost import Client
 from fieldpost.errors import InvalidRequestError, RejectedError, TryAgainError
 from fieldpost.v1 import command_pb2
-from flows.retrain_folder import make_file
-from flows.retrain_parameters import RetrainParams
-from flows.retrain_run import RetrainRun
-from flows.retrain_training import run_command
+from flows.retraining.folder import make_file
+from flows.retraining.parameters import RetrainParams
+from flows.retraining.run import RetrainRun
+from flows.retraining.training import run_command
 
 HOW_TO_CONVERT = "LiteRT: not converted; name the converter's Python in litert_python (deploy/quick-look/README.md)"
 

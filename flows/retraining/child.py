@@ -1,6 +1,6 @@
 """Becomes another command that the kernel ends together with the process that wanted it, however that one ends.
 
-    python -m flows.retrain_child PARENT COMMAND...
+    python -m flows.retraining.child PARENT COMMAND...
 
 A hook between fork and exec would do the same, but may hang in a process with threads, as one with Prefect is.
 """

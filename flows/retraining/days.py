@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from fieldpost.errors import BrokenStateError
-from flows.bag_format import PAYLOAD_FOLDER
-from flows.day import DayReader
-from flows.observations_file import CSV_NAME, TAR_NAME
+from flows.bags.bag_format import PAYLOAD_FOLDER
+from flows.bags.day import DayReader
+from flows.bags.observations_file import CSV_NAME, TAR_NAME
 from server.analyses import AnalysisInput
 from server.archive.bags import InstrumentDay, day_to_unix_nanos, list_instrument_days, newest_bag, read_extent
 from server.storage.store import Store

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fieldpost.v1 import prediction_pb2
-from flows.day import Contents, DayReader, Series
+from flows.bags.day import Contents, DayReader, Series
 from server.analyses import AnalysisInput, AnalysisResult, AnalysisVariable, find_analyses
 from server.archive.bags import DayObservation
 

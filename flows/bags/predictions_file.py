@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.names import NAME_PATTERN
 from fieldpost.v1 import prediction_pb2
-from flows.cf import create_header, file_variable
-from flows.day import Contents, Series, row_instants
+from flows.bags.cf import create_header, file_variable
+from flows.bags.day import Contents, Series, row_instants
 from server.archive.bags import DayPrediction, InstrumentDay
 from server.cf import netcdf_errors
 

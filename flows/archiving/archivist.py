@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
-from flows.bag import (
+from flows.bags.bag import (
     PART_PREFIX,
     OnStep,
     Step,
@@ -28,10 +28,10 @@ from flows.bag import (
     verify,
     write_part,
 )
-from flows.bag_format import read_manifest_sha256, read_payload_file
-from flows.day import Contents, DayReader
-from flows.durable import locked, make_folder, remove_folder
-from flows.provenance import PROVENANCE_NAME
+from flows.bags.bag_format import read_manifest_sha256, read_payload_file
+from flows.bags.day import Contents, DayReader
+from flows.bags.durable import locked, make_folder, remove_folder
+from flows.bags.provenance import PROVENANCE_NAME
 from server.archive.bags import BagRecord, InstrumentDay, list_instrument_days, newest_bag, write_bag
 from server.storage.store import Store
 

@@ -71,7 +71,7 @@ WEEKLY_RETRAIN = DeploymentDefinition(
     event="fieldpost.drift",
 )
 DAILY_DRIFT = DeploymentDefinition(
-    entrypoint="flows.retrain_drift:drift",
+    entrypoint="flows.drift:drift",
     name="daily",
     description="Tells when days are no longer like those that the active version was trained for.",
     work_pool="storage",

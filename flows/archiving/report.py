@@ -6,8 +6,8 @@ import base64
 from collections.abc import Sequence
 
 from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
-from flows.archivist import ArchivedDay, FailedDay, Outcome
-from flows.picture import Picture
+from flows.archiving.archivist import ArchivedDay, FailedDay, Outcome
+from flows.archiving.picture import Picture
 from server.archive.bags import InstrumentDay
 
 

@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
-from flows.catalogue import DeploymentDefinition
+from flows.deployments.catalogue import DeploymentDefinition
 
 POLL_S = 2
 RUNS_MAX = 1

@@ -6,9 +6,9 @@ import importlib.metadata
 import json
 from dataclasses import asdict
 
-from flows.day import Contents
-from flows.observations_file import CSV_NAME, TAR_NAME, ZSTD_LEVEL, format_instant
-from flows.predictions_file import file_name
+from flows.bags.day import Contents
+from flows.bags.observations_file import CSV_NAME, TAR_NAME, ZSTD_LEVEL, format_instant
+from flows.bags.predictions_file import file_name
 from server.archive.bags import InstrumentDay
 
 PROVENANCE_NAME = "provenance.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fieldpost.errors import InvalidRequestError
-from flows.retrain_days import find_real_days, read_real_day
+from flows.retraining.days import find_real_days, read_real_day
 from server.analyses.retraining import ReferenceDay
 from server.storage.store import Store
 

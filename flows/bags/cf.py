@@ -12,7 +12,7 @@ import netCDF4
 import numpy as np
 
 from fieldpost.errors import InvalidRequestError
-from flows.day import Contents, Series
+from flows.bags.day import Contents, Series
 from server.archive.bags import InstrumentDay
 from server.cf import CF_VERSION, Site, clock_attributes, create_column, create_site
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fieldpost.errors import BrokenStateError
-from flows.provenance import SOFTWARE_VERSION
-from flows.retrain_days import find_real_days, read_real_day
-from flows.retrain_decision import Decision, decide
-from flows.retrain_folder import make_file, make_json, read_json
-from flows.retrain_parameters import RetrainParams
-from flows.retrain_references import Reference, ReferenceDays
-from flows.retrain_training import run_training
+from flows.bags.provenance import SOFTWARE_VERSION
+from flows.retraining.days import find_real_days, read_real_day
+from flows.retraining.decision import Decision, decide
+from flows.retraining.folder import make_file, make_json, read_json
+from flows.retraining.parameters import RetrainParams
+from flows.retraining.references import Reference, ReferenceDays
+from flows.retraining.training import run_training
 from server.analyses.retraining import DayScore, DayStatistics, Progress, Retraining, Version
 from server.models.files import ModelFiles
 from server.storage.store import Store

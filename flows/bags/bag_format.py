@@ -12,7 +12,7 @@ from pathlib import Path
 import bagit
 
 from fieldpost.errors import BrokenStateError
-from flows.durable import FileDigest, digest_file, write_file
+from flows.bags.durable import FileDigest, digest_file, write_file
 
 PAYLOAD_FOLDER = "data"
 MANIFEST = "manifest-sha256.txt"

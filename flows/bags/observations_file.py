@@ -20,7 +20,7 @@ import zstandard
 
 from fieldpost.errors import BrokenStateError
 from fieldpost.v1 import observation_pb2 as pb
-from flows.durable import COPY_BYTES, FileDigest, HashedFile
+from flows.bags.durable import COPY_BYTES, FileDigest, HashedFile
 from server.archive.bags import DayObservation
 
 TAR_NAME, CSV_NAME = "observations.tar.zst", "observations.csv"

@@ -1,0 +1,1 @@
+"""Days of instruments become verified bags."""

@@ -1,0 +1,1 @@
+"""What runs when, and how a Prefect server is told."""

@@ -1,0 +1,1 @@
+"""A version is trained, compared, and activated where it is better."""
