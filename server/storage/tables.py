@@ -72,6 +72,8 @@ class Epoch(SQLModel, table=True):
     epoch: str = Field(max_length=32)
     pruned_ranges: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """A serialized fieldpost.v1.Receipt that has only held_ranges: what was held, archived, and let go here."""
+    lost_ranges: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """A serialized fieldpost.v1.Receipt that has only held_ranges: what the station said that it no longer has."""
 
 
 class Segment(SQLModel, table=True):
@@ -228,6 +230,28 @@ class Bag(SQLModel, table=True):
     observation_count: int
     prediction_count: int
     archive_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
+    payload_bytes: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """Of the instrument, all observations together; None in a bag of an older version of this software."""
+    bag_bytes: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """Of all its files; likewise."""
+    check_unix_nanos: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """When it was last read from its first to its last byte and found whole."""
+    copy_unix_nanos: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """When its copy in the second place was last read so; None where there is none."""
+    damage: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    """What the last look found wrong and could not repair; empty where it is whole."""
+
+
+class Hold(SQLModel, table=True):
+    """An old day that stays in the hot store for a while: it was brought back from the archive."""
+
+    __table_args__ = (UniqueConstraint("instrument_id", "day"),)
+
+    id: int | None = Field(default=None, sa_column=_id_column())
+    instrument_id: int = Field(sa_column=_foreign_id("instrument.id"))
+    day: str = Field(max_length=10)
+    """The UTC day, YYYY-MM-DD."""
+    until_unix_nanos: int = Field(sa_column=Column(BigInteger, nullable=False))
 
 
 # The same tables for SQLAlchemy Core, which the store's queries are written in.
@@ -242,3 +266,4 @@ model_events = _tables["modelevent"]
 predictions = _tables["prediction"]
 follow_states = _tables["followstate"]
 bags = _tables["bag"]
+holds = _tables["hold"]
