@@ -236,6 +236,7 @@ def run(
         finally:
             following.batcher.close()
             following.ingest.close()
+            await asyncio.get_running_loop().shutdown_default_executor()  # threads of who was stopped may read still
             store.close()
 
     asyncio.run(main())

@@ -11,8 +11,19 @@ from pathlib import Path
 
 import chain_analysis
 import pytest
-from chain_analysis import CHAIN, COURSE_NANOS, COURSE_START
-from chain_support import Following, course_before_now, expect, observe, prune_sequences, run, stop, to_message
+from chain_analysis import CHAIN, COURSE_NANOS, COURSE_START, Chain
+from chain_support import (
+    Following,
+    course_before_now,
+    expect,
+    measured_at,
+    observe,
+    payload_of,
+    prune_sequences,
+    run,
+    stop,
+    to_message,
+)
 from following_support import SITE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +31,8 @@ from server_support import open_store
 from sqlalchemy import select, update
 
 import server.analyses
+from fieldpost.v1 import receipt_pb2
+from server.analyses import AnalysisInput, Stretch
 from server.batching.batcher import Batcher
 from server.batching.policy import Priority
 from server.broadcast import Broadcast
@@ -32,8 +45,8 @@ from server.prediction import following as following_module
 from server.prediction import settled as settled_module
 from server.prediction import streams as streams_module
 from server.prediction.predicting import Predicting
-from server.queries.predictions import PredictionFilter, retry_failures
-from server.storage.tables import observations
+from server.queries.predictions import PredictionFilter, encode_result, retry_failures
+from server.storage.tables import epochs, observations, predictions
 from server.workers.protocol import WorkerKind
 from server.workers.worker_pool import PoolPlan, open_pool
 
@@ -196,6 +209,63 @@ def test_what_never_comes_is_not_waited_for_for_ever_and_where_it_comes_yet_all_
     run(tmp_path, scenario)
 
 
+def test_what_the_station_no_longer_has_is_not_waited_for(tmp_path: Path) -> None:
+    async def scenario(following: Following) -> None:
+        base = course_before_now()
+        held = [observe(each, base_nanos=base) for each in (1, 3)]
+        await following.send(*held)
+        lost = receipt_pb2.Receipt(held_ranges=[receipt_pb2.SequenceRange(first_sequence=2, last_sequence=2)])
+        content = lost.SerializeToString()
+        await following.write(lambda connection: connection.execute(update(epochs).values(lost_ranges=content)))
+        task = await following.start()
+        assert await following.until_final(2) == expect(held)
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_a_station_whose_clock_is_ahead_has_no_gap_waited_for_until_that_time_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course_module, "PATIENCE_NANOS", 200_000_000)
+
+    async def scenario(following: Following) -> None:
+        held = {each: observe(each, base_nanos=course_before_now() + 100 * COURSE_NANOS) for each in range(1, 8)}
+        task = await following.start()
+        await following.send(held[1], held[3])
+        await following.until(lambda: [row[2] for row in following.rows()] == [False, True])
+        assert await following.until_final(2) == expect([held[1], held[3]])
+        await following.send(held[5])  # a newer gap is waited for as the first one was, and no longer
+        await following.until(lambda: [row[2] for row in following.rows()] == [False, False, True])
+        assert await following.until_final(3) == expect([held[1], held[3], held[5]])
+        await following.send(held[2], held[4], held[6], held[7])
+        assert await following.until_final(7) == expect(list(held.values()))
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_a_clock_that_was_set_back_between_two_gaps_has_the_course_followed_once_and_not_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course_looks_module, "STRETCH_MAX", 1)
+
+    async def scenario(following: Following) -> None:
+        hour = 3600 * 10**9
+        base = course_before_now() - 3 * hour
+        held = {each: observe(each, base_nanos=base, delay_nanos=3 * hour if each == 3 else 1) for each in range(1, 6)}
+        task = await following.start()
+        await following.send(held[1], held[3], held[5])
+        await following.until(lambda: [row[2] for row in following.rows()] == [False, True, True])
+        await asyncio.sleep(0.2)
+        assert following.batcher.counts.observations == 3
+        await following.send(held[2], held[4])
+        assert await following.until_final(5) == expect(list(held.values()))
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
 def test_what_is_fresh_does_not_wait_while_the_course_is_followed_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +372,56 @@ def test_a_file_that_turns_out_to_be_of_the_course_before_is_followed_there(tmp_
         with following.store.read() as connection:
             query = select(observations.c.measure_unix_nanos).order_by(observations.c.sequence)
             assert list(connection.scalars(query)) == [COURSE_START + each * hour for each in range(1, 7)]
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+def test_what_comes_after_a_file_that_is_of_the_course_before_is_followed_although_nothing_new_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course_looks_module, "STRETCH_MAX", 1)
+    monkeypatch.setattr(settled_module, "SETTLE_EVERY_S", 0.02)
+
+    async def scenario(following: Following) -> None:
+        hour = COURSE_NANOS // 4
+        files = [
+            observe(each, measured_at=COURSE_START + each * hour, is_untold=True, delay_nanos=hour + 1)
+            for each in range(1, 7)
+        ]
+        await following.send(*files)
+        task = await following.start()
+        assert await following.until_final(6) == expect(files)
+        await following.until(lambda: following.settled() == 6)
+        await stop(task)
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("stretch_max", [1, 64])
+def test_what_a_station_captured_again_in_a_new_life_of_its_buffer_is_followed_beside_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stretch_max: int
+) -> None:
+    monkeypatch.setattr(course_looks_module, "STRETCH_MAX", stretch_max)
+
+    async def scenario(following: Following) -> None:
+        lives = []
+        for delay_nanos in (1, 2, 3):
+            lives.append([observe(each, delay_nanos=delay_nanos) for each in range(1, 5)])
+            for each in lives[-1]:
+                each.header.epoch = f"{9 - delay_nanos}" * 32
+        payloads = [AnalysisInput(payload_of(each), "cl51", measured_at(each)) for each in lives[0] for _ in lives]
+        results = Chain().follow([Stretch(b"", payloads)])[0].results
+        await following.send(*lives[1])
+        task = await following.start()
+        await following.until_final(4)
+        await following.send(*lives[2])
+        await following.send(*lives[0])
+        await following.until_final(12)
+        query = select(predictions.c.content).join(observations, observations.c.id == predictions.c.observation_id)
+        in_order = query.order_by(observations.c.sequence, observations.c.capture_unix_nanos)
+        with following.store.read() as connection:
+            assert list(connection.scalars(in_order)) == [encode_result(each) for each in results]
         await stop(task)
 
     run(tmp_path, scenario)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -20,12 +20,19 @@ from server.models.card import ModelCard
 from server.prediction.pending import PendingObservation
 from server.queries.predictions import NewPrediction, encode_failure, encode_result
 from server.storage.store import Store
-from server.telemetry.observer import Observer, Trip
+from server.telemetry.observer import Trip
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_WAIT_S = 1.0
+
+
+class PredictedObserver(Protocol):
+    """Who is told of each prediction that is stored: the server's telemetry, or whoever counts."""
+
+    def note_predicted(self, model: str, trip: Trip, answer_unix_nanos: int, failure: str) -> None:
+        """A prediction is on the disk; see server.telemetry.observer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ def make_answer(
     return Answer(prediction, trip, failure)
 
 
-def note_stored(observer: Observer | None, card: ModelCard, answer: Answer) -> None:
+def note_stored(observer: PredictedObserver | None, card: ModelCard, answer: Answer) -> None:
     """Tells whoever looks that a prediction is stored."""
     if observer is not None:
         observer.note_predicted(str(card.key), answer.trip, answer.prediction.predict_unix_nanos, answer.failure)

@@ -25,12 +25,22 @@ PATIENCE_NANOS = 3600 * 10**9
 class Position(NamedTuple):
     """Where an observation stands among its instrument's: by what it says itself, not by the order of arrival.
 
-    Two of one instant and one sequence (of two lives of a station's buffer) with the same bytes are the same to it.
+    Two of one instant and one sequence (of two lives of a station's buffer) with the same bytes are the same to it:
+    they are followed together, so that what was followed up to there is told by the position alone.
     """
 
     measure_unix_nanos: int
     sequence: int
     sha256: bytes
+
+
+class Turn(NamedTuple):
+    """When an observation is asked about, among those of its course."""
+
+    position: Position
+    capture_unix_nanos: int
+    """Among those of one position; so it depends on no order of arrival, as long as their captures differ."""
+    epoch_id: int
 
 
 class Course(NamedTuple):
@@ -70,12 +80,24 @@ class Gaps:
 
     Attributes:
         checked: By epoch, the last sequence up to which was looked.
-        seen_unix_nanos: When the station captured the first observation after the newest gap, which showed it; None
+        seen_unix_nanos: When the station captured the last of the observations that come after a gap and show it; None
             where there is no gap.
     """
 
     checked: dict[int, int] = field(default_factory=dict)
     seen_unix_nanos: int | None = None
+
+
+class GapSight(NamedTuple):
+    """The newest gap of a course that was met so far: the station's word for when it showed, and ours.
+
+    Attributes:
+        seen_unix_nanos: As of Gaps, by the station's clock, which may be ahead.
+        look_unix_nanos: When it was met first, by the server's.
+    """
+
+    seen_unix_nanos: int = 0
+    look_unix_nanos: int = 0
 
 
 @dataclass(slots=True)
@@ -91,6 +113,7 @@ class CourseWork:
         is_backlog: Whether something else is.
         is_late: Whether the course is to be followed anew: something waits behind what was followed.
         late_unix_nanos: When something came late the last time.
+        gap_sight: The newest gap that was met in it.
         is_waiting: Whether to leave it until the next examination.
         head_gaps: Up to where it was followed; without anything checked where that is to be looked up.
         is_head_behind: Whether following it to there met something that waited, and has not come to the end.
@@ -105,6 +128,7 @@ class CourseWork:
     is_backlog: bool = False
     is_late: bool = False
     late_unix_nanos: int = 0
+    gap_sight: GapSight = field(default_factory=GapSight)
     is_waiting: bool = False
     head_gaps: Gaps = field(default_factory=Gaps)
     is_head_behind: bool = False
@@ -117,6 +141,19 @@ class CourseWork:
         self.noted_from_unix_nanos = measure_unix_nanos if earlier is None else min(earlier, measure_unix_nanos)
         self.is_live = self.is_live or is_live
         self.is_backlog = self.is_backlog or not is_live
+
+    def take_up(self, *, is_live: bool) -> int | None:
+        """A step begins; returns from where on to look at what was noted.
+
+        While the course is followed anew that is None, and what was noted is looked at when that is over.
+        """
+        self.is_live = self.is_live and not is_live
+        noted = self.noted_from_unix_nanos
+        if self.walk is not None:
+            self.is_backlog = self.is_backlog or noted is not None
+            return None
+        self.noted_from_unix_nanos, self.is_backlog = None, False
+        return noted
 
     def take_back(self, noted_from_unix_nanos: int | None, *, is_live: bool) -> None:
         """What was to be done could not be done, and is to be done yet."""
@@ -202,10 +239,21 @@ def decide(*, is_live: bool, is_late: bool, has_more: bool, is_gap_open: bool) -
     return Choice.DONE
 
 
-def is_open(gaps: Gaps, late_unix_nanos: int, now_unix_nanos: int) -> bool:
-    """Whether what is missing is waited for: not for ever, since a station may have lost it."""
+def meet_gap(sight: GapSight, gaps: Gaps, now_unix_nanos: int) -> GapSight:
+    """The newest gap that was met, after these were looked at."""
     seen = gaps.seen_unix_nanos
-    return seen is not None and now_unix_nanos < max(seen, late_unix_nanos) + PATIENCE_NANOS
+    return sight if seen is None or seen <= sight.seen_unix_nanos else GapSight(seen, now_unix_nanos)
+
+
+def is_open(gaps: Gaps, sight: GapSight, late_unix_nanos: int, now_unix_nanos: int) -> bool:
+    """Whether what is missing is waited for: not for ever, since a station may have lost it.
+
+    Nor longer for a station whose clock is ahead: a gap was there at the latest when it, or a newer one, was met.
+    """
+    if gaps.seen_unix_nanos is None:
+        return False
+    seen = min(gaps.seen_unix_nanos, sight.look_unix_nanos)
+    return now_unix_nanos < max(seen, late_unix_nanos) + PATIENCE_NANOS
 
 
 def choose_remade(
@@ -224,15 +272,23 @@ def choose_remade(
     return remade, is_behind_waiting
 
 
-def is_in_order(course: Course, after: Position | None, positions: Sequence[Position]) -> bool:
-    """Whether positions ascend, after another one, within a course.
+def is_in_order(course: Course, after: Position | None, turns: Sequence[Turn]) -> bool:
+    """Whether turns ascend, after a position, within a course.
 
-    Those of observations whose payload alone tells their time are known only when they have been followed.
+    The positions of observations whose payload alone tells their time are known only when they have been followed.
     """
-    if not all(course.holds(each.measure_unix_nanos) for each in positions):
+    if not all(course.holds(each.position.measure_unix_nanos) for each in turns):
         return False
-    ascending = positions if after is None else [after, *positions]
-    return all(each < following for each, following in pairwise(ascending))
+    if after is not None and turns and turns[0].position <= after:
+        return False
+    return all(each < following for each, following in pairwise(turns))
+
+
+def count_whole(positions: Sequence[Position], count: int) -> int:
+    """How many of the first ones to take, so many at most, without parting two of one position."""
+    while 0 < count < len(positions) and positions[count - 1] == positions[count]:
+        count -= 1
+    return count
 
 
 def choose_work(works: Sequence[CourseWork], *, is_live: bool) -> CourseWork | None:

@@ -5,7 +5,7 @@ Between the rows (course_rows.py) and the rules (course.py); runs in a thread, a
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
@@ -15,11 +15,14 @@ from server.prediction.course import (
     Choice,
     CourseWork,
     Gaps,
+    GapSight,
     Standing,
     Walk,
     choose_remade,
+    count_whole,
     decide,
     is_open,
+    meet_gap,
 )
 from server.prediction.course_rows import (
     CourseRow,
@@ -46,6 +49,7 @@ class CourseLook:
         choice: What to do.
         is_late: Whether something waits behind what was followed.
         late_unix_nanos: When something came late the last time.
+        gap_sight: The newest gap that was met in it.
         head: Up to where the instrument was followed.
         is_newest: Whether that is in no later course.
         base: From where to follow.
@@ -59,6 +63,7 @@ class CourseLook:
     choice: Choice
     is_late: bool
     late_unix_nanos: int
+    gap_sight: GapSight
     head: Head | None
     is_newest: bool
     base: Walk
@@ -86,7 +91,7 @@ def look_at_course(
     head = read_head(connection, model_row_id, instrument_id)
     is_here = head is not None and head.course_start_unix_nanos == course.start_unix_nanos
     is_newest = head is None or head.course_start_unix_nanos < course.end_unix_nanos
-    is_late, late = work.is_late, work.late_unix_nanos
+    is_late, late, sight = work.is_late, work.late_unix_nanos, work.gap_sight
     if noted_from is not None and (is_here or not is_newest):
         is_late, late = _look_behind(connection, model_row_id, work, noted_from, head if is_here else None, now)
     base, rows = Walk(), []
@@ -98,7 +103,8 @@ def look_at_course(
     if is_late and work.walk is None and not is_live:
         reach = find_reach(connection, instrument_id, course)
         gaps = look_for_gaps(connection, instrument_id, course, Gaps(), reach)
-        is_gap_open = is_open(gaps, late, now)
+        sight = meet_gap(sight, gaps, now)
+        is_gap_open = is_open(gaps, sight, late, now)
     choice = decide(is_live=is_live, is_late=is_late, has_more=bool(rows), is_gap_open=is_gap_open)
     if choice is Choice.FOLLOW_ANEW:
         base = work.walk or Walk()
@@ -106,9 +112,10 @@ def look_at_course(
     taken = rows[: _fitting(rows)]
     reach = _reach_of(taken)
     gaps = look_for_gaps(connection, instrument_id, course, base.gaps, reach)
+    sight = meet_gap(sight, gaps, now)
     is_complete = base.is_complete and not (choice is Choice.FOLLOW_ON and is_late)
-    if is_complete and is_open(gaps, late, now):
-        sound = _before_gap(connection, work, base.gaps, taken, late, now)
+    if is_complete and is_open(gaps, sight, late, now):
+        sound = _before_gap(connection, work, base.gaps, taken, sight, late, now)
         taken, is_complete = (sound, True) if sound else (taken, False)
         reach = _reach_of(taken)
         gaps = look_for_gaps(connection, instrument_id, course, base.gaps, reach)
@@ -117,7 +124,7 @@ def look_at_course(
     is_cut = (not is_last or Standing.FINAL in standings) and is_cut_off(connection, instrument_id, course, reach)
     is_remade, is_behind_waiting = choose_remade(standings, is_behind_waiting=base.is_behind_waiting, is_cut_off=is_cut)
     after = replace(base, is_complete=is_complete, is_behind_waiting=is_behind_waiting, gaps=gaps)
-    return CourseLook(choice, is_late, late, head, is_newest, base, taken, is_remade, is_last, is_cut, after)
+    return CourseLook(choice, is_late, late, sight, head, is_newest, base, taken, is_remade, is_last, is_cut, after)
 
 
 def _look_behind(
@@ -134,25 +141,35 @@ def _look_behind(
 
 
 def _before_gap(
-    connection: Connection, work: CourseWork, gaps: Gaps, rows: list[CourseRow], late: int, now: int
+    connection: Connection,
+    work: CourseWork,
+    gaps: Gaps,
+    rows: list[CourseRow],
+    sight: GapSight,
+    late: int,
+    now: int,
 ) -> list[CourseRow]:
     """What comes before the first gap that is waited for."""
 
     def is_behind(place: int) -> bool:
         reach = _reach_of(rows[: place + 1])
-        return is_open(look_for_gaps(connection, work.instrument_id, work.course, gaps, reach), late, now)
+        return is_open(look_for_gaps(connection, work.instrument_id, work.course, gaps, reach), sight, late, now)
 
-    return rows[: bisect_left(range(len(rows)), True, key=is_behind)]
+    return rows[: count_whole([each.position for each in rows], bisect_left(range(len(rows)), True, key=is_behind))]
 
 
 def _fitting(rows: list[CourseRow]) -> int:
-    """How many of these observations, from the first on, go together; one at least, if there is one."""
-    size_bytes = 0
-    for count, row in enumerate(rows[:STRETCH_MAX]):
+    """How many of these observations, from the first on, go together; if there are any, all of the first position."""
+    if not rows:
+        return 0
+    count = size_bytes = 0
+    for row in rows[:STRETCH_MAX]:
         size_bytes += row.pending.place.length
         if size_bytes > STRETCH_BYTES_MAX and count:
-            return count
-    return min(len(rows), STRETCH_MAX)
+            break
+        count += 1
+    positions = [each.position for each in rows]
+    return count_whole(positions, count) or bisect_right(positions, positions[0])
 
 
 def _reach_of(rows: list[CourseRow]) -> dict[int, int]:

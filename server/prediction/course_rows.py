@@ -64,7 +64,10 @@ def read_head(connection: Connection, model_row_id: int, instrument_id: int) -> 
 def list_after(
     connection: Connection, model_row_id: int, instrument_id: int, course: Course, after: Position | None, limit: int
 ) -> list[CourseRow]:
-    """The first observations of a course after a position, in order; from its first one where after is None."""
+    """The first observations of a course after a position, in order; from its first one where after is None.
+
+    Where more than these have one position, all of them.
+    """
     asked: dict[str, object] = {
         "model_row_id": model_row_id,
         "instrument_id": instrument_id,
@@ -72,9 +75,12 @@ def list_after(
         "end": course.end_unix_nanos,
         "count": limit,
     }
-    if after is None:
-        return [_to_course_row(row) for row in connection.execute(_FROM_START, asked)]
-    return [_to_course_row(row) for row in connection.execute(_FROM_POSITION, asked | after._asdict())]
+    query = _FROM_START if after is None else _FROM_POSITION
+    asked |= {} if after is None else after._asdict()
+    rows = [_to_course_row(row) for row in connection.execute(query, asked)]
+    if len(rows) == limit and rows[0].position == rows[-1].position:
+        return list_after(connection, model_row_id, instrument_id, course, after, 2 * limit)
+    return rows
 
 
 def has_waiting(
@@ -135,12 +141,17 @@ def is_cut_off(connection: Connection, instrument_id: int, course: Course, reach
     """Whether observations that may be of the course, up to a reach, were let go: what stands was made with them."""
     for epoch_id, sequence in reach.items():
         after = _last_before(connection, instrument_id, course, epoch_id)
-        if any(first <= sequence and last > after for first, last in _read_pruned(connection, epoch_id)):
+        if any(
+            first <= sequence and last > after
+            for first, last in _read_ranges(connection, epoch_id, epochs.c.pruned_ranges)
+        ):
             return True
     return False
 
 
 POSITION = (observations.c.measure_unix_nanos, observations.c.sequence, observations.c.sha256)
+_ORDER = (*POSITION, observations.c.capture_unix_nanos, observations.c.epoch_id)
+"""As of Turn."""
 _TYPES = {column.name: column.type for column in POSITION}
 
 
@@ -162,14 +173,14 @@ def _make_list_query(*after: ColumnElement[bool]) -> Select[Any]:
         observations.c.measure_unix_nanos >= bindparam("start"),
         observations.c.measure_unix_nanos < bindparam("end"),
     )
-    chosen = select(observations).where(*here, *after).order_by(*POSITION).limit(bindparam("count")).subquery()
+    chosen = select(observations).where(*here, *after).order_by(*_ORDER).limit(bindparam("count")).subquery()
     is_mine = predictions.c.model_version_id == bindparam("model_row_id")
     return (
         with_facts(select(chosen.c.id), chosen)
         .add_columns(chosen.c.sequence, chosen.c.sha256, chosen.c.epoch_id)
         .add_columns(predictions.c.id, predictions.c.is_provisional)
         .outerjoin(predictions, and_(is_mine, predictions.c.observation_id == chosen.c.id))
-        .order_by(chosen.c.measure_unix_nanos, chosen.c.sequence, chosen.c.sha256)
+        .order_by(*(chosen.c[column.name] for column in _ORDER))
     )
 
 
@@ -181,18 +192,13 @@ _FROM_POSITION = _make_list_query(
     tuple_(*POSITION) > tuple_(*(bindparam(name, type_=_TYPES[name]) for name in Position._fields)),
 )
 _one_before = observations.alias()
-_BEHIND_GAP = (
-    select(observations.c.sequence, observations.c.capture_unix_nanos)
-    .where(
-        observations.c.epoch_id == bindparam("epoch_id"),
-        observations.c.sequence > bindparam("first"),
-        observations.c.sequence <= bindparam("last"),
-        ~exists().where(
-            _one_before.c.epoch_id == observations.c.epoch_id, _one_before.c.sequence == observations.c.sequence - 1
-        ),
-    )
-    .order_by(observations.c.sequence.desc())
-    .limit(1)
+_BEHIND_GAP = select(observations.c.sequence, observations.c.capture_unix_nanos).where(
+    observations.c.epoch_id == bindparam("epoch_id"),
+    observations.c.sequence > bindparam("first"),
+    observations.c.sequence <= bindparam("last"),
+    ~exists().where(
+        _one_before.c.epoch_id == observations.c.epoch_id, _one_before.c.sequence == observations.c.sequence - 1
+    ),
 )
 
 
@@ -216,19 +222,20 @@ def _last_before(connection: Connection, instrument_id: int, course: Course, epo
 
 
 def _newest_gap(connection: Connection, epoch_id: int, after: int, until: int) -> int | None:
-    """When the observation was captured that comes after the newest missing sequence between two; None for no gap."""
-    while until > after + 1:
-        asked = {"epoch_id": epoch_id, "first": after + 1, "last": until}
-        row = connection.execute(_BEHIND_GAP, asked).first()
-        if row is None:
-            return None
-        if row.sequence - 1 not in _read_pruned(connection, epoch_id):
-            return int(row.capture_unix_nanos)
-        until = row.sequence - 1  # it was held, and let go
-    return None
+    """When the last observation was captured that comes after a missing sequence between two; None for no gap.
+
+    The last by capture: however the two are cut, the whole then says the same as its parts.
+    """
+    if until <= after + 1:
+        return None
+    shown = connection.execute(_BEHIND_GAP, {"epoch_id": epoch_id, "first": after + 1, "last": until}).all()
+    not_coming = RangeSet()
+    if shown:
+        not_coming = _read_ranges(connection, epoch_id, epochs.c.pruned_ranges, epochs.c.lost_ranges)
+    return max((row.capture_unix_nanos for row in shown if row.sequence - 1 not in not_coming), default=None)
 
 
-def _read_pruned(connection: Connection, epoch_id: int) -> RangeSet:
-    content = connection.scalar(select(epochs.c.pruned_ranges).where(epochs.c.id == epoch_id))
-    ranges = receipt_pb2.Receipt.FromString(content or b"").held_ranges
-    return RangeSet((each.first_sequence, each.last_sequence) for each in ranges)
+def _read_ranges(connection: Connection, epoch_id: int, *columns: ColumnElement[bytes | None]) -> RangeSet:
+    row = connection.execute(select(*columns).where(epochs.c.id == epoch_id)).one_or_none()
+    receipts = [receipt_pb2.Receipt.FromString(content or b"") for content in row or ()]
+    return RangeSet((part.first_sequence, part.last_sequence) for each in receipts for part in each.held_ranges)

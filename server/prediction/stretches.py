@@ -15,8 +15,15 @@ from fieldpost.errors import BrokenStateError, OverloadedError, TryAgainError
 from server.batching.batcher import Batcher, PredictionFailedError
 from server.batching.policy import MIB, Priority
 from server.models.card import ModelCard
-from server.prediction.answers import Answer, begin_trip, commit_at_last, make_answer, note_stored
-from server.prediction.course import Choice, CourseWork, Position, Walk, is_in_order
+from server.prediction.answers import (
+    Answer,
+    PredictedObserver,
+    begin_trip,
+    commit_at_last,
+    make_answer,
+    note_stored,
+)
+from server.prediction.course import Choice, CourseWork, Position, Turn, Walk, is_in_order
 from server.prediction.course_looks import CourseLook, look_at_course
 from server.prediction.course_rows import CourseRow, Head
 from server.prediction.course_writes import OutdatedError, StretchWrite, write_stretch
@@ -24,7 +31,6 @@ from server.prediction.pending import PendingObservation, load_item
 from server.prediction.room import Room
 from server.prediction.streams import choose_priority
 from server.storage.store import Store
-from server.telemetry.observer import Observer
 from server.workers.jobs import StretchAnswer, WorkItem, WorkStretch
 
 logger = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ class Stretches:
         *,
         on_waiting: Callable[[int], None],
         on_moved: Moved,
-        observer: Observer | None,
+        observer: PredictedObserver | None,
     ) -> None:
         self._store = store
         self._batcher = batcher
@@ -86,10 +92,7 @@ class Stretches:
         Raises:
             TryAgainError: The model version was taken out of service.
         """
-        noted_from = None
-        work.is_live = work.is_live and not is_live
-        if work.walk is None:  # otherwise it is looked at when the walk is over
-            noted_from, work.noted_from_unix_nanos, work.is_backlog = work.noted_from_unix_nanos, None, False
+        noted_from = work.take_up(is_live=is_live)
         try:
             look = await asyncio.to_thread(self._look, work, noted_from, is_live)
         except TryAgainError as error:
@@ -97,7 +100,7 @@ class Stretches:
             work.take_back(noted_from, is_live=is_live)
             await asyncio.sleep(RETRY_WAIT_S)
             return
-        work.is_late, work.late_unix_nanos = look.is_late, look.late_unix_nanos
+        work.is_late, work.late_unix_nanos, work.gap_sight = look.is_late, look.late_unix_nanos, look.gap_sight
         if look.choice is Choice.DONE:
             work.rest()
         elif look.choice is Choice.WAIT:
@@ -130,14 +133,19 @@ class Stretches:
             if is_remade:
                 answers.append(answer)
             positions[row.pending.observation_id] = _place(row, answer)
-        if is_in_order(work.course, look.base.through, list(positions.values())):
+        turns = [
+            Turn(positions[row.pending.observation_id], row.pending.capture_unix_nanos, row.epoch_id)
+            for row in look.rows
+        ]
+        if is_in_order(work.course, look.base.through, turns):
             through = max(positions.values(), default=look.base.through)
             after = replace(look.after, state=answered.state, through=through)
             await self._write(work, look, answers, after)
             self._go_on(work, look, after, is_live)
         else:
             await self._write(work, look, [_as_provisional(each) for each in answers], None)
-            work.walk, work.is_late = None, False
+            work.walk = None
+            work.take_back(None, is_live=is_live)  # what comes after them, and was noted before, is followed yet
             for row, _, _ in loaded:
                 self._on_moved(row.pending, positions[row.pending.observation_id].measure_unix_nanos)
 
