@@ -32,6 +32,8 @@ from demo.postgres import Postgres
 from fieldpost.payload import encode_payload
 from fieldpost.v1 import observation_pb2 as pb
 from flows.archiving.archivist import Archivist
+from flows.site import Site as FlowSite
+from flows.site import open_shelves
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.archive.retention import prune
 from server.ingest.core import Ingest
@@ -48,6 +50,7 @@ from server.queries.predictions import (
     list_predictions,
     write_predictions,
 )
+from server.settings import Settings
 from server.storage.store import Store
 from server.storage.tables import epochs, instruments, model_versions, observations, stations
 from server.workers.jobs import ModelKey
@@ -246,16 +249,17 @@ class Site:
 
     def _time_prune(self, station: str) -> float:
         """An archived day of one instrument, by row that goes: 1000 observations and every version's predictions."""
-        archive = self._folder / "archive"
+        settings = Settings(data_folder=self._folder)
+        site = FlowSite(settings, self.store, *open_shelves(settings))
         day = datetime.fromtimestamp(DAY_NANOS // 10**9, UTC).date()
-        archivist = Archivist(self.store, archive)
+        archivist = Archivist(site)
         (found,) = archivist.find_days(day, day, station=station)
         archivist.archive(found, time.time_ns())
         now = DAY_NANOS + 40 * 86_400 * 10**9
-        dry = prune(self.store, archive, hot_days=30, now_unix_nanos=now, is_dry_run=True, is_sweeping=False)
+        dry = prune(self.store, site.shelf, hot_days=30, now_unix_nanos=now, is_dry_run=True, is_sweeping=False)
         assert dry.observation_count == DAY_ROWS, dry
         start = time.perf_counter()
-        report = prune(self.store, archive, hot_days=30, now_unix_nanos=now, is_sweeping=False)
+        report = prune(self.store, site.shelf, hot_days=30, now_unix_nanos=now, is_sweeping=False)
         took_ms = (time.perf_counter() - start) * 1000
         assert report.observation_count == DAY_ROWS, report
         return took_ms / (report.observation_count + report.prediction_count)

@@ -17,14 +17,22 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.tasks import exponential_backoff
 
 from fieldpost.errors import BrokenStateError, RejectedError
+from flows import events
 from flows.archiving.archivist import ArchivedDay, Archivist, FailedDay, Outcome
+from flows.archiving.copies import Copies, copy_bags
 from flows.archiving.parameters import ArchiveParams
 from flows.archiving.picture import draw_pictures
-from flows.archiving.report import to_error, to_markdown, to_rows
+from flows.archiving.report import to_error, to_markdown, to_rows, to_summary
+from flows.archiving.second_copy import CopiedBag, Copyist, CopyOutcome, FailedCopy
 from flows.bags.day import DayReader
-from flows.site import open_archivist
+from flows.limits import array_write
+from flows.progress import Progress
+from flows.site import Site, open_site
+from server.archive.bag_copies import UncopiedBag
 from server.archive.bags import InstrumentDay
+from server.storage.store import Store
 
+FAILED = "fieldpost.archive.failed"
 YESTERDAY = ArchiveParams()
 
 
@@ -41,11 +49,13 @@ def archive(params: ArchiveParams = YESTERDAY) -> None:
     Running it again is harmless: what is archived already is left as it is.
     """
     first_day, last_day = params.days(due_day())
-    with open_archivist(params.settings_file) as archivist:
+    with open_site(params.settings_file) as site:
+        archivist = Archivist(site)
         outcomes = list(archive_each(archivist, find_days(archivist, params, first_day, last_day)))
-        tell(outcomes)
-        drawn = [draw_day(archivist, each.day, return_state=True) for each in outcomes if is_new(each)]
-    if error := to_error(outcomes):
+        copies = copy_bags(site, outcomes, copy_one, is_new_place=params.new_copy)
+        show(site, outcomes, copies)
+        drawn = [draw_day(site.store, each.day, return_state=True) for each in outcomes if is_new(each)]
+    if error := to_error(outcomes, copies):
         raise error
     for state in drawn:
         state.result()  # a picture that failed fails the run, once everything else is safe
@@ -53,14 +63,24 @@ def archive(params: ArchiveParams = YESTERDAY) -> None:
 
 def archive_each(archivist: Archivist, days: list[InstrumentDay]) -> Iterator[Outcome]:
     """Archives the days one after the other; one that fails does not keep the others."""
-    for day in days:
+    progress = Progress("archive-progress", "Instrument-days looked at")
+    for number, day in enumerate(days, 1):
         state = archive_day.with_options(task_run_name=f"archive {day}")(archivist, day, return_state=True)
         result = state.result(raise_on_failure=False)
         if isinstance(result, ArchivedDay):
             yield result
         else:
             get_run_logger().error("%s could not be archived: %s", day, result)
+            tell_of_failure(day, result)
             yield FailedDay(day, result)
+        if len(days) > 1:
+            progress(number / len(days), f"{number} of {len(days)} days")
+
+
+def tell_of_failure(day: InstrumentDay, error: BaseException) -> None:
+    """Emits the event that automations wait for."""
+    facts = {"station": day.station, "instrument": day.instrument, "day": day.day.isoformat(), "error": str(error)}
+    events.tell(FAILED, f"fieldpost.instrument.{day.station}.{day.instrument}", facts)
 
 
 def is_worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -76,8 +96,11 @@ def is_worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]
     retry_condition_fn=is_worth_retrying,
 )
 def archive_day(archivist: Archivist, day: InstrumentDay) -> ArchivedDay:
-    """Makes sure that the newest bag of a day holds it all."""
-    return archivist.archive(day, time.time_ns())
+    """Makes sure that the newest bag of a day holds it all; waits for its turn only where there is something to do."""
+    if present := archivist.find_present(day):
+        return present
+    with array_write():
+        return archivist.archive(day, time.time_ns())
 
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(backoff_factor=2))
@@ -86,18 +109,42 @@ def find_days(archivist: Archivist, params: ArchiveParams, first_day: date, last
     return archivist.find_days(first_day, last_day, station=params.station, instrument=params.instrument)
 
 
+def copy_one(copyist: Copyist, bag: UncopiedBag) -> CopyOutcome:
+    """Brings a bag to the second place and says what became of it."""
+    state = copy_bag.with_options(task_run_name=f"copy {bag.record.path}")(copyist, bag, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, CopiedBag):
+        return result
+    get_run_logger().error("%s could not be copied: %s", bag.record.path, result)
+    return FailedCopy(bag, result)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_delay_seconds=10,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_worth_retrying,
+)
+def copy_bag(copyist: Copyist, bag: UncopiedBag) -> CopiedBag:
+    """Makes sure that the second place has a bag."""
+    return copyist.copy(bag, time.time_ns())
+
+
 @task(cache_policy=NO_CACHE)
-def draw_day(archivist: Archivist, day: InstrumentDay) -> None:
+def draw_day(store: Store, day: InstrumentDay) -> None:
     """Draws a day and keeps the pictures as artifacts."""
-    for picture in draw_pictures(DayReader(archivist.store, day)):
+    for picture in draw_pictures(DayReader(store, day)):
         key = f"archive-{day.station}-{day.instrument}-{day.day}-{picture.analysis}"
         create_markdown_artifact(to_markdown(day, picture), key=key, description=f"{day}: {picture.analysis}")
 
 
 @task(cache_policy=NO_CACHE)
-def tell(outcomes: list[Outcome]) -> None:
-    """Keeps the table of all days as an artifact."""
-    create_table_artifact(to_rows(outcomes), key="archive", description="What the run did with each instrument-day")
+def show(site: Site, outcomes: list[Outcome], copies: Copies) -> None:
+    """Keeps the table and the summary as artifacts."""
+    create_table_artifact(to_rows(outcomes, copies), key="archive", description="What the run did with each day")
+    page = to_summary(site, outcomes, copies)
+    create_markdown_artifact(page, key="archive-summary", description="What the run did, in a few lines")
 
 
 def is_new(outcome: Outcome) -> bool:

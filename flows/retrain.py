@@ -5,20 +5,14 @@ A table of contents: what is done stands in the files that it names. A run that 
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from fieldpost.errors import BrokenStateError
 from flows.archive import due_day
 from flows.archiving.picture import shrink
+from flows.progress import Progress
 from flows.retraining.decision import Decision
 from flows.retraining.folder import finish
 from flows.retraining.parameters import RetrainParams
@@ -118,19 +112,3 @@ def offer_to_stations(params: RetrainParams) -> None:
     refusals = offer(params, get_run_logger().info)
     if refusals:
         raise BrokenStateError(f"{len(refusals)} of {len(params.offer_to)} stations did not: {'; '.join(refusals)}")
-
-
-class Progress:
-    """A progress artifact, made when there is something to tell."""
-
-    def __init__(self, key: str, description: str) -> None:
-        self._key, self._description = key, description
-        self._artifact_id: UUID | None = None
-
-    def __call__(self, share: float) -> None:
-        """Tells the share that is done."""
-        if self._artifact_id is None:
-            created = create_progress_artifact(0.0, key=self._key, description=self._description)
-            self._artifact_id = created if isinstance(created, UUID) else None
-        if self._artifact_id is not None:
-            update_progress_artifact(self._artifact_id, progress=100 * share)

@@ -133,6 +133,7 @@ def prune(
 
         from fieldpost.errors import InvalidRequestError
         from server.archive.retention import prune as let_go
+        from server.archive.shelf import open_shelf
         from server.storage.store import Store
 
         settings = load_settings(config, data_folder=data_folder)
@@ -142,8 +143,8 @@ def prune(
             )
         store = Store(settings.database, settings.segments)
         try:
-            now = time.time_ns()
-            report = let_go(store, settings.archive, hot_days=settings.hot_days, now_unix_nanos=now, is_dry_run=dry_run)
+            shelf, now = open_shelf(settings.archive, settings.archive_staging), time.time_ns()
+            report = let_go(store, shelf, hot_days=settings.hot_days, now_unix_nanos=now, is_dry_run=dry_run)
         finally:
             store.close()
         for line in report.lines():

@@ -17,6 +17,7 @@ from server.analyses import find_analyses
 from server.api.credentials import Listen
 from server.api.server import GrpcServer, Parts
 from server.archive.retention import Retention
+from server.archive.shelf import open_shelf
 from server.batching.batcher import Batcher, Request
 from server.batching.policy import BatchPolicy
 from server.batching.trace import TracedPolicy
@@ -36,9 +37,11 @@ from server.mqtt.refused import RefusedMessages
 from server.mqtt.shards import ShardPart, parse_shard_part
 from server.operation.capacity import CapacityDesk
 from server.operation.readings import (
+    read_archive,
     read_batcher,
     read_brokers,
     read_disk,
+    read_gaps,
     read_ingest,
     read_predictions,
     read_stations,
@@ -108,8 +111,9 @@ async def serve(settings: Settings) -> None:
                 tasks.create_task(_listen_to_others(settings, told), name="notices"),
                 tasks.create_task(_forget_uploads(uploads), name="uploads"),
             ]
+            shelf = open_shelf(settings.archive, settings.archive_staging)
             if settings.hot_days:
-                retention = Retention(store, settings.archive, hot_days=settings.hot_days)
+                retention = Retention(store, shelf, hot_days=settings.hot_days)
                 running.append(tasks.create_task(retention.run(), name="retention"))
             inference = None
             if batcher is not None:
@@ -127,7 +131,17 @@ async def serve(settings: Settings) -> None:
                 running.append(tasks.create_task(Rollback(store, models, batcher).run(), name="rollback"))
             commands, capacity = CommandDesk(), CapacityDesk(ingest, batcher, settings.data_folder)
             services = Parts(
-                store, ingest, uploads, commands, capacity, models, inference, told.stored, told.predicted, observer
+                store,
+                ingest,
+                uploads,
+                commands,
+                capacity,
+                models,
+                inference,
+                told.stored,
+                told.predicted,
+                observer,
+                shelf,
             )
             grpc_server = GrpcServer(
                 services, listen, message_bytes_max=settings.message_bytes_max, model_bytes_max=settings.model_bytes_max
@@ -135,7 +149,7 @@ async def serve(settings: Settings) -> None:
             port = await grpc_server.start()
             try:
                 gateways = _start_gateways(parts, settings, urls, shards, ingest, store, commands)
-                stored = (read_stations(store), read_predictions(store))
+                stored = (read_stations(store), read_gaps(store), read_archive(store), read_predictions(store))
                 for read in (read_ingest(ingest), read_disk(settings.data_folder), *stored):
                     metrics.add(read)
                 metrics.add(read_brokers(gateways))

@@ -73,7 +73,7 @@ def create_column(
     kind: str,
     dimensions: tuple[str, ...],
     attributes: Mapping[str, object],
-    fill_value: np.float32 | None = None,
+    fill_value: np.float32 | np.int64 | None = None,
 ) -> None:
     """Creates a compressed variable."""
     variable = file.createVariable(

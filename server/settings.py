@@ -6,8 +6,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -37,8 +38,20 @@ class Settings(BaseSettings):
         description="Folder of the payloads, or an object store: s3://bucket/prefix?endpoint=https://host, gs://… or "
         "az://…, its credentials in the environment; empty: segments in data_folder.",
     )
-    archive_folder: Path | None = Field(
-        default=None, description="Folder of the bags, on the storage array; default: archive in data_folder."
+    archive_folder: str = Field(
+        default="",
+        description="Folder of the bags, on the storage array, or an object store, written as for segments_folder; "
+        "empty: archive in data_folder.",
+    )
+    archive_copy_folder: str = Field(
+        default="",
+        description="Second place to which every bag is copied, a folder or an object store, best on another machine; "
+        "empty: none.",
+    )
+    time_zone: str = Field(
+        default="UTC",
+        description="IANA name, for example Europe/Berlin: the time zone in which the flows are due; their days are "
+        "UTC days anywhere.",
     )
     stations_file: Path | None = Field(
         default=None, description="TOML registry of stations and instruments, read at every start."
@@ -209,9 +222,7 @@ class Settings(BaseSettings):
     @property
     def segments(self) -> Path | str:
         """The folder of the payloads, or the URL of their object store."""
-        if "://" in self.segments_folder:
-            return self.segments_folder
-        return Path(self.segments_folder or self.data_folder / "segments").absolute()
+        return _to_place(self.segments_folder or self.data_folder / "segments")
 
     @property
     def models(self) -> Path:
@@ -219,9 +230,35 @@ class Settings(BaseSettings):
         return self.models_folder or self.data_folder / "models"
 
     @property
-    def archive(self) -> Path:
-        """The folder of the bags."""
-        return self.archive_folder or self.data_folder / "archive"
+    def archive(self) -> Path | str:
+        """The folder of the bags, or the URL of their object store."""
+        return _to_place(self.archive_folder or self.data_folder / "archive")
+
+    @property
+    def archive_copy(self) -> Path | str | None:
+        """The second place of the bags; None where there is none."""
+        return _to_place(self.archive_copy_folder) if self.archive_copy_folder else None
+
+    @property
+    def archive_staging(self) -> Path:
+        """Where bags are made and opened whose archive is an object store."""
+        return self.data_folder.absolute() / "archive-staging"
+
+    @property
+    def archive_copy_staging(self) -> Path:
+        """The same for the second place."""
+        return self.data_folder.absolute() / "archive-copy-staging"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _check_time_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(
+                f"expected the IANA name of a time zone such as Europe/Berlin, but got {name!r}"
+            ) from error
+        return name
 
     @classmethod
     def settings_customise_sources(
@@ -235,6 +272,10 @@ class Settings(BaseSettings):
         """Puts the TOML file below the environment."""
         sources = (init_settings, env_settings, file_secret_settings)
         return (*sources, TomlConfigSettingsSource(settings_cls, cls.toml_path)) if cls.toml_path else sources
+
+
+def _to_place(place: str | Path) -> Path | str:
+    return place if isinstance(place, str) and "://" in place else Path(place).absolute()
 
 
 def load_settings(path: Path | None = None, **flags: Any) -> Settings:

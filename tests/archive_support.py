@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -17,10 +18,12 @@ from sqlalchemy import insert, select
 
 from fieldpost.v1 import observation_pb2 as pb
 from flows.archiving.archivist import ArchivedDay, Archivist
+from flows.site import Site, open_shelves
 from server.analyses import AnalysisResult, AnalysisVariable
 from server.ingest.core import Ingest
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.queries.predictions import NewPrediction, encode_failure, encode_result, write_predictions
+from server.settings import Settings
 from server.storage.store import Store
 from server.storage.tables import bags, model_versions, observations
 
@@ -117,6 +120,17 @@ def model_row_id(store: Store, analysis: str, version: int) -> int:
             ).scalar_one()
         ).result(10)
     return int(found)
+
+
+def make_archivist(store: Store, folder: Path, *, copy: Path | None = None, **options: Any) -> Archivist:
+    """An archivist of a store whose bags lie in a folder."""
+    return Archivist(make_site(store, folder, copy=copy), **options)
+
+
+def make_site(store: Store, folder: Path, *, copy: Path | None = None) -> Site:
+    """A site whose bags lie in a folder, and their copies, if any, in another one."""
+    settings = Settings(data_folder=folder.parent, archive_folder=str(folder), archive_copy_folder=str(copy or ""))
+    return Site(settings, store, *open_shelves(settings))
 
 
 def archive_day(archivist: Archivist, now_nanos: int = NOW_NANOS, instrument: str = "cl51") -> ArchivedDay:

@@ -21,6 +21,7 @@ from archive_support import (
     archive_day,
     ingest_all,
     ingest_telegrams,
+    make_archivist,
     model_row_id,
     open_site,
     predict,
@@ -51,7 +52,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def archivist(store: Store, tmp_path: Path) -> Archivist:
-    return Archivist(store, tmp_path / "archive")
+    return make_archivist(store, tmp_path / "archive")
 
 
 def test_a_bag_has_its_place_and_is_valid(archivist: Archivist, store: Store) -> None:
@@ -60,7 +61,7 @@ def test_a_bag_has_its_place_and_is_valid(archivist: Archivist, store: Store) ->
     archived = archive_day(archivist)
     assert archived.status == "archived"
     assert archived.record.path == "lindenberg/cl51/2025/2025-06-15.v1"
-    bag = bagit.Bag(str(archivist.folder / archived.record.path))
+    bag = bagit.Bag(str(Path(archivist.site.shelf.url) / archived.record.path))
     assert bag.validate()
     assert bag.info["External-Identifier"] == "lindenberg/cl51/2025-06-15.v1"
     assert bag.info["Bagging-Date"] == "2025-06-16"
@@ -78,7 +79,7 @@ def test_a_bag_has_its_place_and_is_valid(archivist: Archivist, store: Store) ->
 def test_the_record_holds_the_hash_of_the_manifest(archivist: Archivist, store: Store) -> None:
     ingest_telegrams(store, 1, 2)
     archived = archive_day(archivist)
-    manifest = archivist.folder / archived.record.path / "manifest-sha256.txt"
+    manifest = Path(archivist.site.shelf.url) / archived.record.path / "manifest-sha256.txt"
     with store.read() as connection:
         row = connection.execute(bags.select()).one()
     assert row.manifest_sha256 == sha256(manifest.read_bytes()).hexdigest()
@@ -93,7 +94,7 @@ def test_plain_tar_gives_back_every_byte_of_real_instruments(
     files = sorted((shared_data / "ceilometer" / "vaisala").iterdir())
     contents = [file.read_bytes() for file in files]
     ingest_all(store, [make_observation(place, content) for place, content in enumerate(contents, 1)])
-    bag = archivist.folder / archive_day(archivist).record.path
+    bag = Path(archivist.site.shelf.url) / archive_day(archivist).record.path
     target = tmp_path / "by-hand"
     target.mkdir()
     packed = str(bag / "data" / "observations.tar.zst")
@@ -111,7 +112,7 @@ def test_the_extension_is_that_of_the_payload_format(archivist: Archivist, store
     for observation, payload_format in zip(sent, ("vaisala-cl", "netcdf", "file"), strict=True):
         observation.header.payload_format = payload_format
     ingest_all(store, sent)
-    members = read_tar(archivist.folder / archive_day(archivist).record.path)
+    members = read_tar(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
     assert [name.rpartition(".")[2] for name in members] == ["dat", "nc", "bin"]
 
 
@@ -122,7 +123,7 @@ def test_observations_stand_in_order_of_measure_time_then_sequence(archivist: Ar
     same.header.measure_time.FromNanoseconds(START_NANOS + 30 * 10**9)
     ingest_all(store, [same])  # first in the table, last but one in the day
     ingest_all(store, [late, early])
-    lines = read_csv(archivist.folder / archive_day(archivist).record.path)
+    lines = read_csv(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
     assert [line["sequence"] for line in lines] == ["2", "3", "1"]
 
 
@@ -133,8 +134,8 @@ def test_the_table_holds_all_that_the_header_said(archivist: Archivist, store: S
     clock.wall_time.FromNanoseconds(START_NANOS + 123_456_789)
     observation.header.origin = 'C5061500.DAT,"new"\r\nline#7'
     ingest_all(store, [observation])
-    (line,) = read_csv(archivist.folder / archive_day(archivist).record.path)
-    assert line == {
+    (line,) = read_csv(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
+    told = {
         "member": f"{EPOCH[:8]}-000000000007.dat",
         "epoch": EPOCH,
         "sequence": "7",
@@ -151,13 +152,15 @@ def test_the_table_holds_all_that_the_header_said(archivist: Archivist, store: S
         "payload_bytes": str(observation.header.payload_bytes),
         "sha256": observation.header.sha256.hex(),
     }
+    assert {name: line[name] for name in told} == told
+    assert tuple(line) == COLUMNS
 
 
 def test_a_time_that_the_station_did_not_say_is_named_as_the_capture_time(archivist: Archivist, store: Store) -> None:
     observation = make_observation(1)
     observation.header.ClearField("measure_time")
     ingest_all(store, [observation])
-    (line,) = read_csv(archivist.folder / archive_day(archivist).record.path)
+    (line,) = read_csv(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
     assert line["measure_time"] == line["capture_time"]
     assert line["measure_time_source"] == "capture_time"
 
@@ -170,22 +173,24 @@ def test_a_time_that_was_found_in_the_payload_is_named_so(archivist: Archivist, 
     model_id = model_row_id(store, "height", 1)
     new = NewPrediction(1, model_id, 1, found, found, b"", is_failure=False, is_time_news=True)
     store.write(lambda connection: write_predictions(connection, [new])).result(10)
-    (line,) = read_csv(archivist.folder / archive_day(archivist).record.path)
+    (line,) = read_csv(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
     assert (line["measure_time"], line["measure_time_source"]) == (format_instant(found), "payload")
 
 
 def test_epochs_that_begin_alike_do_not_share_names(archivist: Archivist, store: Store) -> None:
     other = EPOCH[:8] + "f" * 24
     ingest_all(store, [make_observation(1), make_observation(1, b"another", epoch=other)])
-    members = read_tar(archivist.folder / archive_day(archivist).record.path)
+    members = read_tar(Path(archivist.site.shelf.url) / archive_day(archivist).record.path)
     assert set(members) == {f"{EPOCH}-000000000001.dat", f"{other}-000000000001.dat"}
 
 
 def test_the_same_observations_make_the_same_bytes(archivist: Archivist, store: Store, tmp_path: Path) -> None:
     ingest_telegrams(store, *range(1, 40))
-    once = archivist.folder / archive_day(archivist).record.path
-    again = Archivist(store, tmp_path / "elsewhere")
-    twice = again.folder / archive_day(again, NOW_NANOS + 5).record.path
+    once = Path(archivist.site.shelf.url) / archive_day(archivist).record.path
+    (tmp_path / "elsewhere" / "lindenberg" / "cl51").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "lindenberg" / "cl51" / ".lock").touch()  # an archive that is in use
+    again = make_archivist(store, tmp_path / "elsewhere")
+    twice = Path(again.site.shelf.url) / archive_day(again, NOW_NANOS + 5).record.path
     for name in ("observations.tar.zst", "observations.csv"):
         assert (once / "data" / name).read_bytes() == (twice / "data" / name).read_bytes()
 
@@ -193,7 +198,7 @@ def test_the_same_observations_make_the_same_bytes(archivist: Archivist, store: 
 def test_provenance_names_the_instrument_as_it_was_registered(archivist: Archivist, store: Store) -> None:
     ingest_telegrams(store, 1, 2)
     predict(store, 1)
-    bag = archivist.folder / archive_day(archivist).record.path
+    bag = Path(archivist.site.shelf.url) / archive_day(archivist).record.path
     provenance = json.loads((bag / "data" / "provenance.json").read_text())
     assert provenance["instrument"] == {
         "station": "lindenberg",
@@ -216,7 +221,7 @@ def test_a_day_of_many_pages_is_complete_and_in_order(archivist: Archivist, stor
     ingest_all(store, sent)
     archived = archive_day(archivist)
     assert archived.verified_count == len(sent)
-    lines = read_csv(archivist.folder / archived.record.path)
+    lines = read_csv(Path(archivist.site.shelf.url) / archived.record.path)
     assert [int(line["sequence"]) for line in lines] == list(range(1, len(sent) + 1))
 
 
@@ -249,8 +254,8 @@ def test_memory_stays_flat_however_much_a_day_holds(archivist: Archivist, store:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert archived.payload_bytes == count * observation_bytes
-    assert peak < archived.payload_bytes / 2
+    assert archived.record.payload_bytes == count * observation_bytes
+    assert peak < count * observation_bytes / 2
 
 
 def test_a_damaged_segment_is_named_and_nothing_is_archived(archivist: Archivist, store: Store, tmp_path: Path) -> None:
@@ -262,7 +267,7 @@ def test_a_damaged_segment_is_named_and_nothing_is_archived(archivist: Archivist
     with pytest.raises(BrokenStateError, match=f"{EPOCH}-3 at offset .* of segment {segment.name}"):
         archive_day(archivist)
     assert recorded(store) == []
-    assert not list(archivist.folder.rglob("*.v1"))
+    assert not list(Path(archivist.site.shelf.url).rglob("*.v1"))
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2, max_size=5))
@@ -280,6 +285,6 @@ def test_an_instant_keeps_its_nanoseconds(unix_nanos: int) -> None:
 
 def test_every_line_has_every_column(archivist: Archivist, store: Store) -> None:
     ingest_telegrams(store, 1, 2)
-    for line in read_csv(archivist.folder / archive_day(archivist).record.path):
+    for line in read_csv(Path(archivist.site.shelf.url) / archive_day(archivist).record.path):
         assert tuple(line) == COLUMNS
         assert None not in line.values()

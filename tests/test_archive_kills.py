@@ -20,8 +20,11 @@ import pytest
 from archive_support import (
     NOW_NANOS,
     archive_day,
+    hash_tree,
     ingest_all,
     ingest_telegrams,
+    make_archivist,
+    make_site,
     open_site,
     parts,
     predict,
@@ -31,8 +34,9 @@ from archive_support import (
 from server_support import make_observation
 
 from fieldpost.errors import FieldpostError
-from flows.archiving.archivist import Archivist
+from flows.archiving.second_copy import Copyist, CopyStep
 from flows.bags.bag import Step
+from server.archive.bag_copies import has_copies, list_uncopied_bags
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 40
@@ -50,7 +54,7 @@ def archive_site(folder: Path, *, kill_after: Step | None = None) -> str:
 
     store = open_site(folder / "data")
     try:
-        return archive_day(Archivist(store, folder / "archive", on_step=on_step), NOW_NANOS).status
+        return archive_day(make_archivist(store, folder / "archive", on_step=on_step), NOW_NANOS).status
     except FieldpostError as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -72,8 +76,36 @@ def archive_on_a_small_disk(folder: Path) -> str:
     return archive_site(folder)
 
 
+def copy_site(folder: Path, *, kill_after: CopyStep | None = None) -> str:
+    """Copies the one bag of a site; says what became of it, unless it is killed."""
+
+    def on_step(step: CopyStep) -> None:
+        if step is kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store = open_site(folder / "data")
+    try:
+        copyist = Copyist(make_site(store, folder / "archive", copy=folder / "copy"), on_step=on_step)
+        return "".join(copyist.copy(bag, NOW_NANOS + 1).bag.record.path for bag in copyist.find_missing(10))
+    finally:
+        store.close()
+
+
+def end_copies(base: Path) -> None:
+    """Makes a site with a bag for each step of its copying, and kills a run there."""
+    shutil.copytree(base / "site", base / "archived")
+    child = fork(base / "archived" / "outcome", lambda: archive_site(base / "archived"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for step in CopyStep:
+        site = base / step
+        shutil.copytree(base / "archived", site)
+        child = fork(site / "outcome", lambda site=site, step=step: copy_site(site, kill_after=step))  # type: ignore[misc]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, step
+
+
 def end_runs(base: Path) -> None:
     """Makes a site for each step and kills a run of it there; lets some runs meet; fills a disk."""
+    end_copies(base)
     for step in Step:
         site = base / step
         shutil.copytree(base / "site", site)
@@ -156,6 +188,25 @@ def test_a_disk_that_refuses_leaves_nothing_and_says_so(ended: Path) -> None:
     archive = ended / "full" / "archive"
     assert bags_by_name(archive) == []
     assert not parts(archive)
+
+
+@pytest.mark.parametrize("step", CopyStep)
+def test_a_copy_killed_at_any_step_is_never_half_there_and_the_next_run_completes_it(
+    ended: Path, step: CopyStep
+) -> None:
+    site = ended / step
+    is_published, is_recorded = step in (CopyStep.PUBLISHED, CopyStep.RECORDED), step is CopyStep.RECORDED
+    assert bags_by_name(site / "copy") == ["2025-06-15.v1"] * is_published
+    assert len(parts(site / "copy")) == (step in (CopyStep.FILES_WRITTEN, CopyStep.VERIFIED))
+
+    assert copy_site(site) == ("" if is_recorded else "lindenberg/cl51/2025/2025-06-15.v1")
+
+    assert hash_tree(site / "copy") == hash_tree(site / "archive")
+    assert not parts(site / "copy")
+    store = open_site(site / "data")
+    with store.read() as connection:
+        assert (list_uncopied_bags(connection, 10), has_copies(connection)) == ([], True)
+    store.close()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from archive_support import (
     fail_prediction,
     ingest_all,
     ingest_telegrams,
+    make_archivist,
     open_site,
     predict,
     write_prediction,
@@ -47,11 +48,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def archivist(store: Store, tmp_path: Path) -> Archivist:
-    return Archivist(store, tmp_path / "archive")
+    return make_archivist(store, tmp_path / "archive")
 
 
 def archive_and_open(archivist: Archivist, name: str = "predictions-boundary-layer-height-v1.nc") -> netCDF4.Dataset:
-    file = netCDF4.Dataset(archivist.folder / archive_day(archivist).record.path / "data" / name)
+    file = netCDF4.Dataset(Path(archivist.site.shelf.url) / archive_day(archivist).record.path / "data" / name)
     file.set_auto_mask(False)
     return file
 
@@ -113,7 +114,7 @@ def test_every_model_version_has_its_file(archivist: Archivist, store: Store) ->
     predict(store, 1, 2, version=1)
     predict(store, 2, version=2)
     archived = archive_day(archivist)
-    data = archivist.folder / archived.record.path / "data"
+    data = Path(archivist.site.shelf.url) / archived.record.path / "data"
     assert sorted(path.name for path in data.glob("predictions-*.nc")) == [
         "predictions-boundary-layer-height-v1.nc",
         "predictions-boundary-layer-height-v2.nc",
@@ -187,7 +188,7 @@ def test_a_value_that_differs_from_the_store_is_noticed(archivist: Archivist, st
     reader = DayReader(store, day)
     contents = reader.look()
     (series,) = contents.series
-    path = archivist.folder / archived.record.path / "data" / file_name(series)
+    path = Path(archivist.site.shelf.url) / archived.record.path / "data" / file_name(series)
 
     def verify() -> int:
         return verify_predictions(path, day, contents, series, reader.predictions(contents.extent, series.model))

@@ -15,6 +15,7 @@ from archive_support import (
     archive_day,
     hash_tree,
     ingest_telegrams,
+    make_archivist,
     model_row_id,
     open_site,
     parts,
@@ -27,9 +28,10 @@ from sqlalchemy import select, update
 from fieldpost.errors import BrokenStateError, TryAgainError
 from flows.archiving.archivist import Archivist, FailedDay, archive_days
 from flows.bags.bag import Step
-from flows.bags.durable import locked
 from server.archive.bags import newest_bag
+from server.archive.disk import locked
 from server.archive.retention import prune
+from server.archive.shelf_folder import FolderShelf
 from server.prediction.course import Course
 from server.prediction.course_writes import StretchWrite, write_stretch
 from server.queries.predictions import NewPrediction, encode_failure
@@ -56,7 +58,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archivist(store: Store, archive: Path) -> Archivist:
-    return Archivist(store, archive)
+    return make_archivist(store, archive)
 
 
 def make_again(store: Store, sequence: int) -> None:
@@ -81,12 +83,16 @@ def test_a_prediction_that_is_made_again_makes_a_new_version_and_is_not_let_go_b
     make_again(store, 1)
     settle = update(model_versions).values(settled_observation_id=10)
     store.write(lambda connection: connection.execute(settle)).result(10)
-    report = prune(store, archive, hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True)
+    report = prune(
+        store, FolderShelf(archive), hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True
+    )
     assert (report.observation_count, report.not_in_bag_count) == (2, 1)
     again = archive_day(archivist)
     assert (again.status, again.record.version, again.record.prediction_count) == ("archived", 2, 2)
     assert recorded(store) == [(V1, 1), (V2, 2)]
-    report = prune(store, archive, hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True)
+    report = prune(
+        store, FolderShelf(archive), hot_days=1, now_unix_nanos=NOW_NANOS + 5 * 86_400 * 10**9, is_dry_run=True
+    )
     assert (report.observation_count, report.not_in_bag_count) == (3, 0)
 
 
@@ -98,9 +104,9 @@ def test_a_day_whose_predictions_are_made_again_while_it_is_archived_is_tried_ag
             make_again(store, 1)
 
     with pytest.raises(TryAgainError, match="made again"):
-        archive_day(Archivist(store, archive, on_step=meddle))
+        archive_day(make_archivist(store, archive, on_step=meddle))
     assert not parts(archive) and not recorded(store)
-    assert archive_day(Archivist(store, archive)).status == "archived"
+    assert archive_day(make_archivist(store, archive)).status == "archived"
 
 
 def test_a_day_that_is_archived_is_left_as_it_is(archivist: Archivist, archive: Path) -> None:
@@ -168,10 +174,10 @@ def test_a_bag_that_was_published_but_not_recorded_is_read_back_and_recorded(sto
             raise PowerFailureError
 
     with pytest.raises(PowerFailureError):
-        archive_day(Archivist(store, archive, on_step=fail))
+        archive_day(make_archivist(store, archive, on_step=fail))
     assert recorded(store) == []
     before = hash_tree(archive)
-    archived = archive_day(Archivist(store, archive), NOW_NANOS + 99)
+    archived = archive_day(make_archivist(store, archive), NOW_NANOS + 99)
     assert (archived.status, archived.verified_count) == ("recorded", 3)
     assert archived.record.archive_unix_nanos == NOW_NANOS  # when it was made, not when it was found
     assert hash_tree(archive) == before
@@ -184,7 +190,7 @@ def test_a_published_bag_of_fewer_observations_is_never_edited(
 ) -> None:
     elsewhere = open_site(tmp_path / "elsewhere")
     ingest_telegrams(elsewhere, 1)
-    archive_day(Archivist(elsewhere, archive))
+    archive_day(make_archivist(elsewhere, archive))
     elsewhere.close()
     before = hash_tree(archive / V1)
     assert archive_day(archivist).record.path == V2
@@ -212,10 +218,10 @@ def test_a_byte_that_changes_between_writing_and_reading_back_is_noticed(
             (folder / name).write_bytes(content)
 
     with pytest.raises(BrokenStateError):
-        archive_day(Archivist(store, archive, on_step=corrupt))
+        archive_day(make_archivist(store, archive, on_step=corrupt))
     assert recorded(store) == []
     assert list(hash_tree(archive)) == ["lindenberg/cl51/.lock"]
-    assert archive_day(Archivist(store, archive)).record.path == V1
+    assert archive_day(make_archivist(store, archive)).record.path == V1
 
 
 def test_a_byte_that_the_disk_changes_before_the_manifest_is_written_is_noticed(store: Store, archive: Path) -> None:
@@ -225,7 +231,7 @@ def test_a_byte_that_the_disk_changes_before_the_manifest_is_written_is_noticed(
             table.write_bytes(table.read_bytes().replace(b"test#2", b"test#7"))
 
     with pytest.raises(BrokenStateError, match=r"data/observations\.csv"):
-        archive_day(Archivist(store, archive, on_step=corrupt))
+        archive_day(make_archivist(store, archive, on_step=corrupt))
 
 
 @pytest.mark.parametrize("step", [Step.OBSERVATIONS_WRITTEN, Step.PREDICTIONS_WRITTEN, Step.TAGS_WRITTEN])
@@ -235,11 +241,11 @@ def test_a_full_disk_leaves_nothing_but_a_clear_error(store: Store, archive: Pat
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     with pytest.raises(TryAgainError, match="No space left on device") as caught:
-        archive_day(Archivist(store, archive, on_step=fill))
+        archive_day(make_archivist(store, archive, on_step=fill))
     assert "free space" in caught.value.hint
     assert recorded(store) == []
     assert not parts(archive)
-    assert archive_day(Archivist(store, archive)).record.path == V1
+    assert archive_day(make_archivist(store, archive)).record.path == V1
 
 
 def test_where_locks_do_not_work_the_slower_run_gives_way(store: Store, archive: Path) -> None:
@@ -248,16 +254,16 @@ def test_where_locks_do_not_work_the_slower_run_gives_way(store: Store, archive:
             shutil.copytree(folder, archive / V1)
 
     with pytest.raises(TryAgainError, match="another run has published"):
-        archive_day(Archivist(store, archive, on_step=overtake))
+        archive_day(make_archivist(store, archive, on_step=overtake))
     assert not parts(archive)
-    assert archive_day(Archivist(store, archive)).status == "recorded"
+    assert archive_day(make_archivist(store, archive)).status == "recorded"
 
 
 def test_a_lock_that_is_held_too_long_is_reported(store: Store, archive: Path) -> None:
     home = archive / "lindenberg" / "cl51"
     home.mkdir(parents=True)
     with locked(home / ".lock", 0), pytest.raises(TryAgainError, match="another run has held"):
-        archive_day(Archivist(store, archive, lock_wait_s=0))
+        archive_day(make_archivist(store, archive, lock_wait_s=0))
 
 
 def test_waiting_for_a_lock_ends_at_the_deadline(tmp_path: Path) -> None:
@@ -283,7 +289,7 @@ def test_one_day_that_fails_does_not_keep_the_others(tmp_path: Path, archive: Pa
     archive.mkdir()
     (archive / "lindenberg").mkdir()
     (archive / "lindenberg" / "cl31").write_text("a file is in the way")
-    archivist = Archivist(store, archive)
+    archivist = make_archivist(store, archive)
     failed, archived = archive_days(archivist, archivist.find_days(DAY, DAY), lambda: NOW_NANOS)
     store.close()
     assert isinstance(failed, FailedDay)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive_support import DAY, NOW_NANOS, archive_day, ingest_all, open_site
+from archive_support import DAY, NOW_NANOS, archive_day, ingest_all, make_archivist, open_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_support import START_NANOS, make_observation
@@ -20,7 +20,6 @@ from sqlalchemy import delete
 
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.simulation import HELD_OUT, TRAINING, SimulatedCl51
-from flows.archiving.archivist import Archivist
 from flows.retraining.days import find_real_days, read_real_day
 from flows.retraining.decision import DAYS_MIN, decide
 from flows.retraining.drift_core import find_drift
@@ -38,6 +37,7 @@ from server.analyses.boundary_layer.retraining.scores import score_day
 from server.analyses.boundary_layer.retraining.statistics import INPUT_STATISTICS, describe_inputs, describe_profiles
 from server.analyses.boundary_layer.scoring.simulated_courses import Heights
 from server.analyses.retraining import ALL, DayScore, DayStatistics, Measure, Version
+from server.archive.shelf_folder import FolderShelf
 from server.storage.store import Store
 from server.storage.tables import observations
 
@@ -219,11 +219,11 @@ def site(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
 def test_a_day_that_the_store_has_let_go_is_read_from_its_bag(site: tuple[Store, Path]) -> None:
     store, archive = site
     (day,) = find_real_days(store, DAY, DAY)
-    hot = read_real_day(store, archive, day, 10)
-    archive_day(Archivist(store, archive), NOW_NANOS)
+    hot = read_real_day(store, FolderShelf(archive), day, 10)
+    archive_day(make_archivist(store, archive), NOW_NANOS)
     store.write(lambda connection: connection.execute(delete(observations))).result(10)
     assert find_real_days(store, DAY, DAY) == [day]
-    archived = read_real_day(store, archive, day, 10)
+    archived = read_real_day(store, FolderShelf(archive), day, 10)
     assert hot is not None and archived is not None
     assert len(hot.observations) == 9
     assert archived.observations == hot.observations
@@ -233,13 +233,13 @@ def test_a_day_that_the_store_has_let_go_is_read_from_its_bag(site: tuple[Store,
 def test_a_damaged_bag_costs_its_day_alone(site: tuple[Store, Path], caplog: pytest.LogCaptureFixture) -> None:
     store, archive = site
     (day,) = find_real_days(store, DAY, DAY)
-    archive_day(Archivist(store, archive), NOW_NANOS)
+    archive_day(make_archivist(store, archive), NOW_NANOS)
     store.write(lambda connection: connection.execute(delete(observations))).result(10)
     (tar,) = archive.rglob("*.tar.zst")
     content = bytearray(tar.read_bytes())
     content[len(content) // 2] ^= 0xFF
     tar.write_bytes(content)
-    assert read_real_day(store, archive, day, 10) is None
+    assert read_real_day(store, FolderShelf(archive), day, 10) is None
     assert "day is left out" in caplog.text
 
 
@@ -255,7 +255,7 @@ def test_references_are_joined_to_the_observations_of_their_course(site: tuple[S
     )
     references = read_reference_file(file)
     assert references[0].time.isoformat() == "2025-06-15T16:30:00+00:00"
-    (real,) = ReferenceDays(store, archive, references)
+    (real,) = ReferenceDays(store, FolderShelf(archive), references)
     assert real.height_m.tolist() == [850.0]
     (known,) = to_known_days(real)
     assert known.true_m[np.isfinite(known.true_m)].tolist() == [850.0]

@@ -13,29 +13,34 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archive_support import (
     DAY,
     NOW_NANOS,
     archive_day,
     fail_prediction,
+    ingest_all,
     ingest_telegrams,
+    make_archivist,
     open_site,
     predict,
     recorded,
 )
 from s3_support import s3_server
-from server_support import START_NANOS, make_bundle, make_observation, open_store
+from server_support import EPOCH, START_NANOS, make_bundle, make_observation, open_store
 from sqlalchemy import delete, func, select, update
 
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1 import receipt_pb2
 from flows.archiving.archivist import Archivist
 from server.archive import retention
-from server.archive.bag_contents import BagContents
+from server.archive.bag_contents import BagContents, Column, read_contents
 from server.archive.bags import DayObservation
+from server.archive.holds import write_hold
 from server.archive.hot_rows import HotPrediction
 from server.archive.retention import PruneReport, Retention, choose, last_old_day, prune
+from server.archive.shelf_folder import FolderShelf
 from server.ingest.core import Ingest
 from server.ingest.registry import RegisteredInstrument, RegisteredStation, register
 from server.storage.segments import Place
@@ -62,7 +67,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archivist(store: Store, archive: Path) -> Archivist:
-    return Archivist(store, archive)
+    return make_archivist(store, archive)
 
 
 def settle(store: Store, observation_id: int = 10**6) -> None:
@@ -82,7 +87,7 @@ def open_on(database_url: str, segments_url: str) -> Store:
 
 
 def prune_now(store: Store, archive: Path, **options: bool) -> PruneReport:
-    return prune(store, archive, hot_days=30, now_unix_nanos=LATER_NANOS, **options)
+    return prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=LATER_NANOS, **options)
 
 
 def sequences(store: Store) -> list[int]:
@@ -149,8 +154,8 @@ def test_a_day_is_old_only_when_it_has_been_over_for_as_long(store: Store, archi
     midnight_nanos = (START_NANOS // (86_400 * 10**9) + 31) * 86_400 * 10**9
     assert last_old_day(midnight_nanos - 1, 30) == DAY - timedelta(days=1)
     assert last_old_day(midnight_nanos, 30) == DAY
-    assert prune(store, archive, hot_days=30, now_unix_nanos=midnight_nanos - 1).observation_count == 0
-    assert prune(store, archive, hot_days=30, now_unix_nanos=midnight_nanos).observation_count == 3
+    assert prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=midnight_nanos - 1).observation_count == 0
+    assert prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=midnight_nanos).observation_count == 3
 
 
 def test_a_late_observation_stays_until_a_newer_bag_has_it(store: Store, archive: Path, archivist: Archivist) -> None:
@@ -230,18 +235,74 @@ def test_nothing_goes_when_the_archive_is_not_mounted(store: Store, archive: Pat
     assert sequences(store) == [1, 2, 3]
 
 
+def test_a_day_that_somebody_brought_back_stays_until_its_hold_ends(
+    store: Store, archive: Path, archivist: Archivist
+) -> None:
+    archive_day(archivist)
+    hold(store, LATER_NANOS + 1)
+    report = prune_now(store, archive)
+    assert (report.observation_count, report.held_days, sequences(store)) == (0, 1, [1, 2, 3])
+    assert any("brought back" in line for line in report.lines())
+    shelf = FolderShelf(archive)
+    assert prune(store, shelf, hot_days=30, now_unix_nanos=LATER_NANOS + 1).observation_count == 3
+
+
+def test_a_day_that_is_brought_back_while_it_is_pruned_keeps_what_is_still_here(
+    store: Store, archive: Path, archivist: Archivist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive_day(archivist)
+    monkeypatch.setattr(retention, "PAGE_ROWS", 1)
+    count = retention._Pruning._count
+
+    def count_and_hold(self: retention._Pruning, page: object) -> None:
+        count(self, page)  # type: ignore[arg-type]
+        hold(store, LATER_NANOS + 1)
+
+    monkeypatch.setattr(retention._Pruning, "_count", count_and_hold)
+    assert prune_now(store, archive).observation_count == 1
+    assert (sequences(store), pruned_ranges(store)) == ([2, 3], [(1, 1)])
+
+
+def hold(store: Store, until_unix_nanos: int) -> None:
+    """Keeps the one day, as bringing it back does."""
+    with store.read() as connection:
+        instrument_id = connection.scalar(select(instruments.c.id).where(instruments.c.name == "cl51"))
+    assert instrument_id is not None
+    store.write(lambda connection: write_hold(connection, instrument_id, DAY, until_unix_nanos)).result(10)
+
+
+def test_what_a_bag_holds_is_found_in_any_order_and_of_any_epoch(store: Store, archive: Path) -> None:
+    others = [make_observation(each, epoch="f" * 32) for each in (9, 4, 7)]
+    for place, each in enumerate(others):
+        each.header.measure_time.FromNanoseconds(START_NANOS + place * 10**9)
+    ingest_all(store, others)
+    predict(store, 9, 7)
+    record = archive_day(make_archivist(store, archive)).record
+    contents = read_contents(archive / record.path, record.manifest_sha256)
+    predict_s = NOW_NANOS / 1e9 % 86_400 + 86_400
+    for each in others:
+        header = each.header
+        assert contents.has_observation("f" * 32, header.sequence, header.sha256)
+        assert not contents.has_observation(EPOCH, header.sequence, header.sha256)
+        assert not contents.has_observation("f" * 32, header.sequence, header.sha256[::-1])
+        is_predicted = contents.has_prediction("boundary-layer-height", 1, "f" * 32, header.sequence, predict_s)
+        assert is_predicted == (header.sequence != 4)
+    assert contents.has_prediction("boundary-layer-height", 1, EPOCH, 1, predict_s)
+    assert not contents.has_prediction("boundary-layer-height", 2, EPOCH, 1, predict_s)
+
+
 def test_a_bag_that_lacks_something_is_not_read_again_before_there_is_a_newer_one(
     store: Store, archive: Path, archivist: Archivist
 ) -> None:
     bag = archive_day(archivist).record.path
     ingest_telegrams(store, 4)
     looked_at: dict[object, str] = {}
-    prune(store, archive, hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
+    prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
     (archive / bag).rename(archive / "hidden")
-    again = prune(store, archive, hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
+    again = prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
     assert (again.errors, again.not_in_bag_count) == ([], 1)
     archive_day(archivist)
-    last = prune(store, archive, hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
+    last = prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=LATER_NANOS, looked_at=looked_at)  # type: ignore[arg-type]
     assert (last.errors, last.observation_count, looked_at) == ([], 1, {})
 
 
@@ -253,7 +314,7 @@ def test_a_segment_goes_with_its_last_row_unless_it_is_still_written(tmp_path: P
     store = open_site(tmp_path / "data")
     ingest_telegrams(store, 3)
     first, second = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    archive_day(Archivist(store, archive))
+    archive_day(make_archivist(store, archive))
     assert prune_now(store, archive).segment_count == 1
     assert (list(folder.iterdir()), count(store, segments)) == ([second], 1)
     ingest_telegrams(store, 4)
@@ -295,7 +356,7 @@ def test_senders_are_served_while_pages_are_pruned(
     monkeypatch.setattr(retention, "PAGE_ROWS", 10)
     store = open_site(tmp_path / "data")
     ingest_telegrams(store, *range(1, 201))
-    archive_day(Archivist(store, archive))
+    archive_day(make_archivist(store, archive))
     ingest = Ingest(store, payload_bytes_max=2**20, on_stored=lambda: None)
     pages = 0
     original = retention._Pruning._count
@@ -327,7 +388,7 @@ def test_either_database_and_either_payload_store_is_pruned(
         settle(store)
         store.close()
         store = open_on(database_url, url)
-        archive_day(Archivist(store, archive))
+        archive_day(make_archivist(store, archive))
         ingest_telegrams(store, 4)
         report = prune_now(store, archive)
         assert (report.observation_count, report.prediction_count, report.segment_count) == (3, 2, 1)
@@ -343,6 +404,7 @@ SCRIPT = """
     from pathlib import Path
     from server.archive import hot_rows
     from server.archive import retention
+    from server.archive.shelf_folder import FolderShelf
     from server.storage.segment_folder import FolderReader
     from server.storage.store import Store
 
@@ -368,7 +430,7 @@ SCRIPT = """
         killed(FolderReader, "remove", after=False)
     elif step == "after the file":
         killed(FolderReader, "remove")
-    retention.prune(store, archive, hot_days=30, now_unix_nanos=now)
+    retention.prune(store, FolderShelf(archive), hot_days=30, now_unix_nanos=now)
 """
 STEPS = [
     "inside a transaction",
@@ -386,7 +448,7 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(tmp_path: Path, 
     ingest_telegrams(store, 1, 2, 3)
     predict(store, 1, 2)
     settle(store)
-    archive_day(Archivist(store, archive))
+    archive_day(make_archivist(store, archive))
     store.close()
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), str(archive), step, str(LATER_NANOS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -410,7 +472,7 @@ def test_retention_runs_by_itself_and_ends_when_it_is_cancelled(
     archive_day(archivist)
 
     async def run() -> None:
-        task = asyncio.create_task(Retention(store, archive, hot_days=1).run())
+        task = asyncio.create_task(Retention(store, FolderShelf(archive), hot_days=1).run())
         deadline = time.monotonic() + 10
         while sequences(store) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
@@ -423,9 +485,14 @@ def test_retention_runs_by_itself_and_ends_when_it_is_cancelled(
 
 def test_the_decision_needs_identity_and_bytes_to_be_the_same() -> None:
     def row(observation_id: int, epoch: str, sequence: int, sha256: bytes) -> DayObservation:
-        return DayObservation(observation_id, epoch, sequence, 0, 0, 1, sha256, Place("a.seg", 0, 1))
+        return DayObservation(observation_id, epoch, sequence, 0, 0, 1, 32 * sha256, Place("a.seg", 0, 1))
 
-    contents = BagContents({("a", 1): "01", ("a", 2): "02", ("b", 3): "03"}, frozenset({("height", 1, "a", 2, 5.0)}))
+    def column(*sequences: int) -> Column:
+        digests = [np.full(32, sequence, np.uint8) for sequence in sequences]
+        return Column.sort(np.array(sequences, np.int64), np.array(digests))
+
+    predicted = Column(np.array([2], np.int64), np.array([5.0]))
+    contents = BagContents({"a": column(2, 1), "b": column(3)}, {("height", 1, "a"): predicted})
     rows = [row(1, "a", 1, b"\x01"), row(2, "a", 2, b"\x02"), row(3, "a", 3, b"\x03"), row(4, "b", 3, b"\x09")]
     made = [HotPrediction(2, "height", 1, 5 * 10**9)]
     chosen = choose(rows, made, contents, 0, None)

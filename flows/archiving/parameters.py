@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fieldpost.errors import InvalidRequestError
-from fieldpost.names import NAME_PATTERN
-
-_NAME = f"^{NAME_PATTERN.pattern}$"
+from flows.parameters import Instrument, SettingsFile, Station
 
 
 class ArchiveParams(BaseModel):
@@ -40,26 +37,16 @@ class ArchiveParams(BaseModel):
         "archived get a new version.",
         json_schema_extra={"position": 3},
     )
-    station: str | None = Field(
-        default=None,
-        pattern=_NAME,
-        title="Station",
-        description="Only this station; without it, all.",
-        json_schema_extra={"position": 4},
-    )
-    instrument: str | None = Field(
-        default=None,
-        pattern=_NAME,
-        title="Instrument",
-        description="Only instruments of this name; without it, all.",
-        json_schema_extra={"position": 5},
-    )
-    settings_file: Path | None = Field(
-        default=None,
-        title="Settings file",
-        description="The server's TOML settings; without it, the environment (FIELDPOST_...) and the defaults.",
+    station: Station = Field(default=None, json_schema_extra={"position": 4})
+    instrument: Instrument = Field(default=None, json_schema_extra={"position": 5})
+    new_copy: bool = Field(
+        default=False,
+        title="The second place is new",
+        description="Nothing counts as copied any more, and every bag is copied again: for a disk that was replaced by "
+        "an empty one.",
         json_schema_extra={"position": 6},
     )
+    settings_file: SettingsFile = Field(default=None, json_schema_extra={"position": 7})
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -85,16 +72,3 @@ class ArchiveParams(BaseModel):
                 "last day too",
             )
         return first_day - timedelta(days=self.late_days), last_day
-
-
-def make_params(**given: object) -> ArchiveParams:
-    """Parameters from a command line.
-
-    Raises:
-        InvalidRequestError: One is out of bounds; the message names each.
-    """
-    try:
-        return ArchiveParams.model_validate(given)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'days'}: {each['msg']}" for each in error.errors())
-        raise InvalidRequestError(f"the parameters are wrong: {wrong}", hint="see --help") from error

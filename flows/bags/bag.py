@@ -1,26 +1,27 @@
-"""Writes the bag of one day of one instrument aside, reads it back, and gives it its name.
+"""Writes the bag of one day of one instrument into a folder, and reads it back.
 
-Nothing unverified ever has a final name. Time is an argument; knows no database of bags, no lock and no Prefect.
+Time is an argument; knows no shelf, no database of bags and no Prefect.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from fieldpost.errors import BrokenStateError, TryAgainError
-from flows.bags.bag_format import PAYLOAD_FOLDER, read_payload_file, validate, write_tag_files
+from fieldpost.errors import BrokenStateError
+from flows.bags.bag_format import MANIFEST, PAYLOAD_FOLDER, validate, write_tag_files
 from flows.bags.day import Contents, DayReader
-from flows.bags.durable import FileDigest, digest_file, forget_cached, remove_folder, sync, write_file
+from flows.bags.durable import FileDigest, digest_file, forget_cached, write_file
 from flows.bags.observations_file import format_instant, verify_observations, write_observations
 from flows.bags.predictions_file import file_name, verify_predictions, write_predictions
 from flows.bags.products import write_products
 from flows.bags.provenance import PROVENANCE_NAME, bag_info, describe
 from server.archive.bags import InstrumentDay
-
-PART_PREFIX = ".part-"
+from server.archive.disk import sync
+from server.archive.shelf import Shelf, read_file
 
 
 class Step(StrEnum):
@@ -39,7 +40,7 @@ class Step(StrEnum):
 
 
 OnStep = Callable[[Step, Path], None]
-"""Told after each step, with the folder that the bag is in at that moment."""
+"""Told after each step, with the folder that the bag is made in, or what the step was about on the shelf."""
 
 
 def ignore_step(step: Step, folder: Path) -> None:
@@ -51,18 +52,12 @@ def relative_path(day: InstrumentDay, version: int) -> str:
     return f"{day.station}/{day.instrument}/{day.day:%Y}/{day.day}.v{version}"
 
 
-def sweep(home: Path) -> None:
-    """Removes what ended runs left of an instrument; only the holder of its lock may."""
-    for part in home.glob(f"*/{PART_PREFIX}*"):
-        remove_folder(part)
-
-
 def write_part(
     part: Path, reader: DayReader, contents: Contents, version: int, now_unix_nanos: int, on_step: OnStep
 ) -> str:
-    """Writes a whole bag under a name of its own, down to the disk; returns the SHA-256 of its manifest."""
+    """Writes a whole bag into an empty folder, down to the disk; returns the SHA-256 of its manifest."""
     data = part / PAYLOAD_FOLDER
-    data.mkdir(parents=True)
+    data.mkdir()
     observations = ((row, *reader.read(row)) for row in reader.observations(contents.extent))
     payload = write_observations(data, observations, contents.epoch_characters)
     on_step(Step.OBSERVATIONS_WRITTEN, part)
@@ -112,21 +107,21 @@ def verify(folder: Path, reader: DayReader, contents: Contents) -> int:
     return verified_count
 
 
-def publish(part: Path, final: Path) -> None:
-    """Gives a bag its final name, durably.
-
-    Raises:
-        TryAgainError: Another run was faster, on a file system without working locks.
-    """
-    if final.exists():
-        raise TryAgainError(f"another run has published {final} meanwhile", hint="run again: it will find that bag")
-    part.rename(final)  # refuses by itself where final is a folder with something in it
-    sync(final.parent)
-
-
-def read_contents_sha256(folder: Path) -> str:
+def read_contents_sha256(shelf: Shelf, path: str) -> str:
     """What the bag says that it holds; empty where it cannot be trusted."""
     try:
-        return str(json.loads(read_payload_file(folder, PROVENANCE_NAME))["contents_sha256"])
+        content = read_file(shelf, path, f"{PAYLOAD_FOLDER}/{PROVENANCE_NAME}")
+        lines = read_file(shelf, path, MANIFEST).decode().splitlines()
+        if f"{hashlib.sha256(content).hexdigest()}  {PAYLOAD_FOLDER}/{PROVENANCE_NAME}" not in lines:
+            return ""
+        return str(json.loads(content)["contents_sha256"])
+    except (BrokenStateError, ValueError):
+        return ""
+
+
+def read_manifest_sha256(shelf: Shelf, path: str) -> str:
+    """The SHA-256 of a bag's manifest; empty where there is no manifest."""
+    try:
+        return hashlib.sha256(read_file(shelf, path, MANIFEST)).hexdigest()
     except BrokenStateError:
         return ""

@@ -6,7 +6,7 @@ Knows no values.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import netCDF4
 import numpy as np
@@ -22,7 +22,10 @@ ERROR_SUFFIX = "_standard_error"
 QUALITY_FLAG = "quality_flag"
 _OWN_NAMES = frozenset(
     {"time", "sample", "station", "latitude", "longitude", "altitude", "epoch", "sequence", "predict_time", "failure"}
+    | {"sample_unix_nanos", "predict_unix_nanos", "is_provisional", "variable_names"}
 )
+NO_SAMPLE = np.iinfo(np.int64).min
+"""Stands in sample_unix_nanos where a prediction has no samples of its own."""
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -38,8 +41,9 @@ def create_header(file: netCDF4.Dataset, day: InstrumentDay, contents: Contents,
     place = create_site(file, to_site(day))
     _create_identities(file, dimension, day, contents, series)
     coordinates = place if dimension == "time" else ["time", *place]  # a coordinate variable is found by its name
-    for name, unit in series.units.items():
-        attributes = {"units": unit, **describe(name, series.units), "coordinates": " ".join(coordinates)}
+    for name, kind in series.variables.items():
+        words = {"units": kind.unit, **describe(name, series.variables), "coordinates": " ".join(coordinates)}
+        attributes = words | describe_classes(kind.flag_meanings)
         create_column(file, file_variable(name), "f4", (dimension,), attributes, fill_value=np.float32(np.nan))
 
 
@@ -70,6 +74,7 @@ def _global_attributes(day: InstrumentDay, series: Series, history: str) -> dict
         "instrument": day.instrument,
         "instrument_model": day.instrument_model,
         "analysis": series.model.analysis,
+        "predicted_variables": " ".join(series.variables),
     }
     return attributes | {"model_version": str(series.model.version)}
 
@@ -95,9 +100,42 @@ def _create_identities(
     )
     create_column(file, "epoch", "i4", (dimension,), {"long_name": "epoch of the observation", **epochs})
     create_column(file, "sequence", "i8", (dimension,), {"long_name": "sequence of the observation in its epoch"})
+    _create_exact_instants(file, dimension)
+    standing = {
+        "long_name": "whether it was to be predicted again, once what came before it was there",
+        "standard_name": "status_flag",
+        "flag_values": np.array([0, 1], np.int8),
+        "flag_meanings": "final provisional",
+    }
+    create_column(file, "is_provisional", "i1", (dimension,), standing)
     if series.failure_count:
         failure = file.createVariable("failure", str, (dimension,))
         failure.setncattr("long_name", "why the observation could not be predicted")
+    if not series.is_uniform:
+        names = file.createVariable("variable_names", str, (dimension,))
+        names.setncattr("long_name", "which of the predicted variables the prediction has, in its order")
+
+
+def _create_exact_instants(file: netCDF4.Dataset, dimension: str) -> None:
+    """A number of seconds holds every nanosecond near its day only, and a prediction may be made years later."""
+    since = "in nanoseconds since 1970-01-01T00:00:00Z"
+    sample = {"long_name": f"time of the sample {since}; missing where the prediction has no samples of its own"}
+    create_column(file, "sample_unix_nanos", "i8", (dimension,), sample, fill_value=np.int64(NO_SAMPLE))
+    stored = {"long_name": f"time at which the prediction was stored, {since}"}
+    create_column(file, "predict_unix_nanos", "i8", (dimension,), stored)
+
+
+def describe_classes(meanings: Sequence[str]) -> dict[str, object]:
+    """Attributes of a variable whose values are numbers of classes, CF section 3.5; none where there are no classes.
+
+    CF parts the meanings by blanks. Where one has a blank in it, an attribute of our own keeps them as they are.
+    """
+    if not meanings:
+        return {}
+    words = ["_".join(meaning.split()) or "_" for meaning in meanings]
+    attributes: dict[str, object] = {"flag_values": np.arange(len(words), dtype=np.float32)}
+    attributes["flag_meanings"] = " ".join(words)
+    return attributes if words == list(meanings) else attributes | {"flag_labels": list(meanings)}
 
 
 def describe(name: str, names: Iterable[str]) -> dict[str, str]:

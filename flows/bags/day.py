@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -34,6 +34,18 @@ from server.storage.store import Store
 PAGE_ROWS = 500
 
 
+class VariableKind(NamedTuple):
+    """What all values of a variable have in common.
+
+    Attributes:
+        unit: UDUNITS string.
+        flag_meanings: Where the values are numbers of classes, what 0, 1, 2 and so on mean.
+    """
+
+    unit: str
+    flag_meanings: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """What a model version said about a day, before its values are read.
@@ -43,7 +55,8 @@ class Series:
         prediction_count: Predictions, failed ones too.
         failure_count: Those that say only why there is no value.
         row_count: Samples; a prediction that has none counts as one row.
-        units: Unit of each variable, by name, in the order in which they first came.
+        variables: The variables by name, in the order in which they first came.
+        is_uniform: Whether every prediction has all of them in this order, but for the failed ones, which have none.
         is_ascending: Whether the instants of the rows ascend strictly.
     """
 
@@ -51,8 +64,64 @@ class Series:
     prediction_count: int
     failure_count: int
     row_count: int
-    units: dict[str, str]
+    variables: dict[str, VariableKind]
+    is_uniform: bool
     is_ascending: bool
+
+
+class SeriesCount:
+    """Counts the predictions of a model version on a day, one after the other."""
+
+    def __init__(self, model: DayModel) -> None:
+        self._model = model
+        self._prediction_count = self._failure_count = self._row_count = 0
+        self._variables: dict[str, VariableKind] = {}
+        self._layouts: set[tuple[bool, tuple[str, ...]]] = set()
+        self._last_unix_nanos: int | None = None
+        self._is_ascending = True
+
+    def add(self, row: DayPrediction) -> bytes:
+        """Counts a prediction; returns the line that stands for it in the digest of the day.
+
+        Raises:
+            BrokenStateError: The model version contradicts what it said before about a variable.
+        """
+        prediction = prediction_pb2.Prediction.FromString(row.content)
+        self._prediction_count += 1
+        self._failure_count += bool(prediction.failure)
+        for variable in prediction.variables:
+            self._check(row, variable.name, VariableKind(variable.unit, tuple(variable.flag_meanings)))
+        names = tuple(variable.name for variable in prediction.variables)
+        self._layouts.add((bool(prediction.failure), names))
+        for unix_nanos in row_instants(row, prediction):
+            self._row_count += 1
+            self._is_ascending &= self._last_unix_nanos is None or unix_nanos > self._last_unix_nanos
+            self._last_unix_nanos = unix_nanos
+        identity = f"{self._model.analysis} {self._model.version} {row.epoch} {row.sequence}"
+        content_sha256 = hashlib.sha256(row.content).hexdigest()
+        standing = " provisional" if row.is_provisional else ""
+        return f"{identity} {row.predict_unix_nanos} {content_sha256}{standing}\n".encode()
+
+    def _check(self, row: DayPrediction, name: str, kind: VariableKind) -> None:
+        first = self._variables.setdefault(name, kind)
+        if kind != first:
+            raise BrokenStateError(
+                f"expected {name} as in earlier predictions of the model version, {first}, but got {kind} "
+                f"(observation {row.epoch}-{row.sequence})",
+                hint="delete the predictions of this model version on this day, so that they are made again alike",
+            )
+
+    def series(self) -> Series:
+        """All that was counted."""
+        return Series(
+            self._model,
+            self._prediction_count,
+            self._failure_count,
+            self._row_count,
+            self._variables,
+            is_uniform=self._layouts <= {(True, ()), (False, tuple(self._variables))},
+            is_ascending=self._is_ascending,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +185,10 @@ class DayReader:
         return Contents(extent, count, payload_bytes, tuple(epochs), series, digest.hexdigest())
 
     def _look_at_series(self, extent: Extent, model: DayModel, update: Callable[[bytes], None]) -> Series:
-        prediction_count = failure_count = row_count = 0
-        units: dict[str, str] = {}
-        last_unix_nanos, is_ascending = -1, True
+        count = SeriesCount(model)
         for row in self.predictions(extent, model):
-            content_sha256 = hashlib.sha256(row.content).hexdigest()
-            identity = f"{model.analysis} {model.version} {row.epoch} {row.sequence}"
-            update(f"{identity} {row.predict_unix_nanos} {content_sha256}\n".encode())
-            prediction = prediction_pb2.Prediction.FromString(row.content)
-            prediction_count += 1
-            failure_count += bool(prediction.failure)
-            for variable in prediction.variables:
-                units.setdefault(variable.name, variable.unit)
-            for unix_nanos in row_instants(row, prediction):
-                row_count += 1
-                is_ascending = is_ascending and unix_nanos > last_unix_nanos
-                last_unix_nanos = unix_nanos
-        return Series(model, prediction_count, failure_count, row_count, units, is_ascending)
+            update(count.add(row))
+        return count.series()
 
     def observations(self, extent: Extent) -> Iterator[DayObservation]:
         """The rows of the observations, in order of measure time and then of sequence."""

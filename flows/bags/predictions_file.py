@@ -6,7 +6,7 @@ missing, so that nothing of the store is left out. How the file describes itself
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fieldpost.errors import BrokenStateError, InvalidRequestError, TryAgainError
 from fieldpost.names import NAME_PATTERN
 from fieldpost.v1 import prediction_pb2
-from flows.bags.cf import create_header, file_variable
+from flows.bags.cf import NO_SAMPLE, create_header, file_variable
 from flows.bags.day import Contents, Series, row_instants
 from server.archive.bags import DayPrediction, InstrumentDay
 from server.cf import netcdf_errors
@@ -32,11 +32,14 @@ class Columns:
 
     Attributes:
         values: By variable of the file, each (rows,).
-        failures: Why a row has no values; empty where it has.
+        texts: The same for variables that hold words, each (rows,): why a row has no values, and which it has, where
+            the file tells.
+        row_count: How many.
     """
 
     values: dict[str, NDArray[np.generic]]
-    failures: list[str]
+    texts: dict[str, list[str]]
+    row_count: int
 
 
 def file_name(series: Series) -> str:
@@ -79,11 +82,11 @@ def write_predictions(
         create_header(file, day, contents, series, history)
         start = 0
         for columns in read_columns(day, contents, series, predictions):
-            stop = start + len(columns.failures)
+            stop = start + columns.row_count
             for name, values in columns.values.items():
                 file[name][start:stop] = values
-            if series.failure_count:
-                file["failure"][start:stop] = np.array(columns.failures, dtype=object)
+            for name, texts in columns.texts.items():
+                file[name][start:stop] = np.array(texts, dtype=object)
             start = stop
 
 
@@ -102,12 +105,13 @@ def verify_predictions(
     with netcdf_errors(path, BrokenStateError), netCDF4.Dataset(path) as file:
         file.set_auto_mask(False)
         for columns in read_columns(day, contents, series, predictions):
-            stop = start + len(columns.failures)
+            stop = start + columns.row_count
             for name, values in columns.values.items():
                 if not np.array_equal(file[name][start:stop], values, equal_nan=values.dtype.kind == "f"):
                     raise BrokenStateError(f"expected rows {start} to {stop} of {name} as stored, but {path} differs")
-            if series.failure_count and list(file["failure"][start:stop]) != columns.failures:
-                raise BrokenStateError(f"expected rows {start} to {stop} of failure as stored, but {path} differs")
+            for name, texts in columns.texts.items():
+                if list(file[name][start:stop]) != texts:
+                    raise BrokenStateError(f"expected rows {start} to {stop} of {name} as stored, but {path} differs")
             start = stop
     if start != series.row_count:
         raise BrokenStateError(f"expected {series.row_count} rows in {path}, but compared {start}")
@@ -119,41 +123,67 @@ def read_columns(
 ) -> Iterator[Columns]:
     """The predictions as the columns of the file, some at a time."""
     remaining = iter(predictions)
+    epochs = {epoch: number for number, epoch in enumerate(contents.epochs)}
     while page := list(islice(remaining, PAGE_PREDICTIONS)):
-        yield _to_columns(day, contents.epochs, series, page)
+        yield _to_columns(day, epochs, series, page)
 
 
-def _to_columns(day: InstrumentDay, epochs: Sequence[str], series: Series, page: Sequence[DayPrediction]) -> Columns:
+def _to_columns(
+    day: InstrumentDay, epochs: Mapping[str, int], series: Series, page: Sequence[DayPrediction]
+) -> Columns:
     parsed = [prediction_pb2.Prediction.FromString(row.content) for row in page]
     instants = [row_instants(row, prediction) for row, prediction in zip(page, parsed, strict=True)]
     row_counts = [len(each) for each in instants]
     values: dict[str, NDArray[np.generic]] = {
         "time": seconds_of_day(day.first_unix_nanos, [instant for each in instants for instant in each]),
-        "epoch": np.repeat(np.array([epochs.index(row.epoch) for row in page], np.int32), row_counts),
+        "epoch": np.repeat(np.array([epochs[row.epoch] for row in page], np.int32), row_counts),
         "sequence": np.repeat(np.array([row.sequence for row in page], np.int64), row_counts),
         "predict_time": np.repeat(
             seconds_of_day(day.first_unix_nanos, [row.predict_unix_nanos for row in page]), row_counts
         ),
+        "sample_unix_nanos": np.array(
+            [nanos for prediction in parsed for nanos in prediction.sample_unix_nanos or [NO_SAMPLE]], np.int64
+        ),
+        "predict_unix_nanos": np.repeat(np.array([row.predict_unix_nanos for row in page], np.int64), row_counts),
+        "is_provisional": np.repeat(np.array([row.is_provisional for row in page], np.int8), row_counts),
     }
-    for name in series.units:
-        values[file_variable(name)] = np.concatenate(
-            [_values(name, prediction, count) for prediction, count in zip(parsed, row_counts, strict=True)]
-        )
-    failures = [prediction.failure for prediction, count in zip(parsed, row_counts, strict=True) for _ in range(count)]
-    return Columns(values, failures)
+    variables = [{variable.name: variable for variable in prediction.variables} for prediction in parsed]
+    for name in series.variables:
+        values[file_variable(name)] = _values(name, [each.get(name) for each in variables], row_counts)
+    texts: dict[str, list[str]] = {}
+    if series.failure_count:
+        texts["failure"] = _repeat([_to_text(prediction.failure) for prediction in parsed], row_counts)
+    if not series.is_uniform:
+        names = [" ".join(variable.name for variable in prediction.variables) for prediction in parsed]
+        texts["variable_names"] = _repeat(names, row_counts)
+    return Columns(values, texts, sum(row_counts))
 
 
-def _values(name: str, prediction: prediction_pb2.Prediction, row_count: int) -> NDArray[np.float32]:
-    """A variable of a prediction, (row_count,); NaN where the prediction does not have it."""
-    for variable in prediction.variables:
-        if variable.name == name:
-            if len(variable.values) != row_count:
-                raise BrokenStateError(
-                    f"expected {row_count} values of {name}, one a sample, but got {len(variable.values)}",
-                    hint="delete the prediction of this observation, so that it is made again",
-                )
-            return np.array(variable.values, np.float32)
-    return np.full(row_count, np.nan, np.float32)
+def _repeat(texts: Sequence[str], row_counts: Sequence[int]) -> list[str]:
+    return [text for text, count in zip(texts, row_counts, strict=True) for _ in range(count)]
+
+
+def _to_text(failure: str) -> str:
+    """NetCDF's strings end at a null character."""
+    return failure.replace("\0", "\N{SYMBOL FOR NULL}")
+
+
+def _values(
+    name: str, variables: Sequence[prediction_pb2.Variable | None], row_counts: Sequence[int]
+) -> NDArray[np.float32]:
+    """A variable of all predictions, (rows,); NaN where a prediction does not have it."""
+    found: list[float] = []  # one list for all: an array for each prediction costs ten times the time
+    for variable, row_count in zip(variables, row_counts, strict=True):
+        if variable is None:
+            found += [np.nan] * row_count
+        elif len(variable.values) == row_count:
+            found += variable.values
+        else:
+            raise BrokenStateError(
+                f"expected {row_count} values of {name}, one a sample, but got {len(variable.values)}",
+                hint="delete the prediction of this observation, so that it is made again",
+            )
+    return np.array(found, np.float32)
 
 
 def seconds_of_day(first_unix_nanos: int, unix_nanos: Sequence[int]) -> NDArray[np.float64]:

@@ -12,12 +12,15 @@ from flows.bags.predictions_file import file_name
 from server.archive.bags import InstrumentDay
 
 PROVENANCE_NAME = "provenance.json"
+FORMAT = 2
+"""Rises when a bag holds something that it did not hold before; docs/archive.md says what. Bags of 1 name no format."""
 SOFTWARE_VERSION = importlib.metadata.version("fieldpost")
 
 
 def describe(day: InstrumentDay, contents: Contents, version: int, archive_unix_nanos: int) -> bytes:
     """The file provenance.json."""
     facts = {
+        "format": FORMAT,
         "software": {"name": "fieldpost", "version": SOFTWARE_VERSION},
         "archive_time": format_instant(archive_unix_nanos),
         "archive_unix_nanos": archive_unix_nanos,

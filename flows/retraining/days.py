@@ -25,6 +25,7 @@ from flows.bags.day import DayReader
 from flows.bags.observations_file import CSV_NAME, TAR_NAME
 from server.analyses import AnalysisInput
 from server.archive.bags import InstrumentDay, day_to_unix_nanos, list_instrument_days, newest_bag, read_extent
+from server.archive.shelf import Shelf
 from server.storage.store import Store
 from server.storage.tables import bags, instruments, stations
 
@@ -67,7 +68,7 @@ def find_real_days(store: Store, first_day: date, last_day: date) -> list[Instru
     return sorted(found.values(), key=lambda each: (each.station, each.instrument, each.day))
 
 
-def read_real_day(store: Store, archive: Path, day: InstrumentDay, observations_max: int) -> RealDay | None:
+def read_real_day(store: Store, shelf: Shelf, day: InstrumentDay, observations_max: int) -> RealDay | None:
     """A day, from the store where that has it whole, else from its newest bag; None where neither can be read.
 
     A damaged day is logged and left out: one of many, it is for the archive's runs to complain about.
@@ -79,7 +80,8 @@ def read_real_day(store: Store, archive: Path, day: InstrumentDay, observations_
     try:
         rows = list(reader.observations(extent))
         if bag is not None and bag.observation_count > len(rows):
-            return _read_bag(archive / bag.path, day, observations_max)
+            with shelf.open(bag.path) as folder:
+                return _read_bag(folder, day, observations_max)
         chosen = _evenly([row.payload_bytes for row in rows], observations_max)
         inputs = [_to_input(day, rows[place].measure_unix_nanos, reader.read(rows[place])[1]) for place in chosen]
     except BrokenStateError as error:

@@ -23,6 +23,7 @@ from flows.retraining.run import OBSERVATIONS_A_DAY, USUAL_DAYS
 from server.analyses import AnalysisResult
 from server.analyses.retraining import DayStatistics, Retraining, Version
 from server.archive.bags import InstrumentDay
+from server.archive.shelf import Shelf
 from server.storage.store import Store
 from server.workers.jobs import ModelKey
 
@@ -82,7 +83,7 @@ class Watch:
 
     Attributes:
         store: Where the days are.
-        archive: Folder of the bags.
+        shelf: Where the bags lie.
         hooks: The analysis' side.
         active: The version at work.
         version: The same, as it is loaded.
@@ -92,7 +93,7 @@ class Watch:
     """
 
     store: Store
-    archive: Path
+    shelf: Shelf
     hooks: Retraining
     active: ModelKey
     version: Version
@@ -149,7 +150,7 @@ def describe_network(watch: Watch, first_day: date, last_day: date) -> list[DayS
     """The days of all instruments, with the answers of the active version where the store has them."""
     days = []
     for day in find_real_days(watch.store, first_day, last_day):
-        real = read_real_day(watch.store, watch.archive, day, OBSERVATIONS_A_DAY)
+        real = read_real_day(watch.store, watch.shelf, day, OBSERVATIONS_A_DAY)
         if real is None:
             continue
         values = dict(watch.hooks.describe_inputs(real.observations, real.measure_unix_nanos))

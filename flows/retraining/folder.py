@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.bags.durable import locked, remove_folder, sync
+from server.archive.disk import locked, remove_folder, sync
 
 REQUEST, LOCK, UNFINISHED = "request.json", ".lock", "unfinished"
 

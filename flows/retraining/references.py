@@ -20,6 +20,7 @@ import numpy as np
 from fieldpost.errors import InvalidRequestError
 from flows.retraining.days import find_real_days, read_real_day
 from server.analyses.retraining import ReferenceDay
+from server.archive.shelf import Shelf
 from server.storage.store import Store
 
 COLUMNS = ("station", "instrument", "time", "height_m")
@@ -98,12 +99,12 @@ class ReferenceDays:
 
     Attributes:
         store: Where they are.
-        archive: Where they are when the store has let go of them.
+        shelf: Where they are when the store has let go of them.
         references: Of these days.
     """
 
     store: Store
-    archive: Path
+    shelf: Shelf
     references: Sequence[Reference]
 
     def __iter__(self) -> Iterator[ReferenceDay]:
@@ -115,7 +116,7 @@ class ReferenceDays:
                 real
                 for known in find_real_days(self.store, day - timedelta(days=1), day)
                 if (known.station, known.instrument) == (station, instrument)
-                and (real := read_real_day(self.store, self.archive, known, OBSERVATIONS_MAX)) is not None
+                and (real := read_real_day(self.store, self.shelf, known, OBSERVATIONS_MAX)) is not None
             ]
             if found and found[-1].day.day == day:
                 mine.sort(key=lambda each: each.time)

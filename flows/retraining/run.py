@@ -22,6 +22,7 @@ from flows.retraining.parameters import RetrainParams
 from flows.retraining.references import Reference, ReferenceDays
 from flows.retraining.training import run_training
 from server.analyses.retraining import DayScore, DayStatistics, Progress, Retraining, Version
+from server.archive.shelf import Shelf
 from server.models.files import ModelFiles
 from server.storage.store import Store
 from server.workers.jobs import ModelKey
@@ -40,7 +41,7 @@ class RetrainRun:
     Attributes:
         store: Where observations and versions are.
         files: Where weights are kept.
-        archive: Folder of the bags.
+        shelf: Where the bags lie.
         folder: Of this run.
         hooks: The analysis' side.
         params: What was asked for.
@@ -54,7 +55,7 @@ class RetrainRun:
 
     store: Store
     files: ModelFiles
-    archive: Path
+    shelf: Shelf
     folder: Path
     hooks: Retraining
     params: RetrainParams
@@ -98,7 +99,7 @@ class RetrainRun:
     def _look_at_days(self) -> list[DayStatistics]:
         days = []
         for day in find_real_days(self.store, self.first_day, self.last_day):
-            real = read_real_day(self.store, self.archive, day, OBSERVATIONS_A_DAY)
+            real = read_real_day(self.store, self.shelf, day, OBSERVATIONS_A_DAY)
             if real is not None:
                 values = self.hooks.describe_inputs(real.observations, real.measure_unix_nanos)
                 facts = (day.station, day.instrument, day.instrument_model, day.latitude_deg, day.longitude_deg)
@@ -110,7 +111,7 @@ class RetrainRun:
         days = self.describe_days()
         make_file(self.climate, lambda part: self.hooks.write_climate(part, days))
         known = [each for each in self.references if not each.is_held_out]
-        wanted = ReferenceDays(self.store, self.archive, known)
+        wanted = ReferenceDays(self.store, self.shelf, known)
         make_json(
             self.folder / "references.json",
             lambda: bool(known) and self.hooks.write_references(self.folder / "references.npz", wanted),
@@ -149,7 +150,7 @@ class RetrainRun:
         """Both versions on held-out days."""
 
         def score() -> list[DayScore]:
-            held_out = ReferenceDays(self.store, self.archive, [each for each in self.references if each.is_held_out])
+            held_out = ReferenceDays(self.store, self.shelf, [each for each in self.references if each.is_held_out])
             return self.hooks.evaluate(
                 self.parent_version,
                 self.candidate,

@@ -24,7 +24,7 @@ from flows.retraining.folder import open_run, read_json
 from flows.retraining.parameters import RetrainParams
 from flows.retraining.references import read_reference_file
 from flows.retraining.run import RetrainRun
-from flows.site import open_archivist
+from flows.site import open_site
 from server.analyses import find_analyses
 from server.analyses.retraining import Version, can_retrain, find_retraining
 from server.models import catalogue
@@ -59,9 +59,9 @@ def open_retrain(params: RetrainParams, due_day: date) -> Iterator[RetrainRun]:
     hooks = find_retraining(analysis)
     content = b"" if params.references_file is None else params.references_file.read_bytes()
     references = [] if params.references_file is None else read_reference_file(params.references_file)
-    with open_archivist(params.settings_file) as archivist:
+    with open_site(params.settings_file) as site:
         files = ModelFiles(settings.models)
-        parent, version = find_active(archivist.store, files, analysis)
+        parent, version = find_active(site.store, files, analysis)
         request = {
             "parameters": params.model_dump(mode="json", exclude=set(FREE)),
             "references_sha256": hashlib.sha256(content).hexdigest(),
@@ -76,9 +76,9 @@ def open_retrain(params: RetrainParams, due_day: date) -> Iterator[RetrainRun]:
         with open_run(retrain_folder(settings, analysis), request, fresh, afresh=params.afresh) as folder:
             known = read_json(folder / "request.json")
             yield RetrainRun(
-                store=archivist.store,
+                store=site.store,
                 files=files,
-                archive=archivist.folder,
+                shelf=site.shelf,
                 folder=folder,
                 hooks=hooks,
                 params=params,
@@ -100,17 +100,17 @@ def open_watch(settings_file: Path | None, analysis: str) -> Iterator[Watch]:
         UnknownModelError: It has no active version.
     """
     settings = load_settings(settings_file)
-    with open_archivist(settings_file) as archivist:
-        active, version = find_active(archivist.store, ModelFiles(settings.models), analysis)
-        with archivist.store.read() as connection:
+    with open_site(settings_file) as site:
+        active, version = find_active(site.store, ModelFiles(settings.models), analysis)
+        with site.store.read() as connection:
             rows = catalogue.list_rows(connection, analysis)
         trained = [row.submit_unix_nanos for row in rows if row.kind == ModelKind.TRAINED]
         (text,) = [row.provenance for row in rows if row.version == active.version]
         folder = retrain_folder(settings, analysis)
         folder.mkdir(parents=True, exist_ok=True)
         yield Watch(
-            store=archivist.store,
-            archive=archivist.folder,
+            store=site.store,
+            shelf=site.shelf,
             hooks=find_retraining(analysis),
             active=active,
             version=version,

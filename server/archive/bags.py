@@ -120,11 +120,16 @@ class BagRecord:
 
     Attributes:
         version: 1, 2, 3 and so on.
-        path: Relative to the archive folder, with forward slashes.
+        path: Relative to the shelf, with forward slashes.
         manifest_sha256: Of the file manifest-sha256.txt, in hexadecimal digits.
         observation_count: Observations in it.
         prediction_count: Predictions in it, of all model versions together.
         archive_unix_nanos: When it was made.
+        payload_bytes: The instrument's bytes; None in a bag of an older version of this software.
+        bag_bytes: Of all its files; likewise.
+        check_unix_nanos: When it was last read from its first to its last byte and found whole; None: not since then.
+        copy_unix_nanos: When its copy in the second place was last read so; None where there is none.
+        damage: What a scrub found wrong with the bag or its copy and could not repair; empty where all is well.
     """
 
     version: int
@@ -133,6 +138,11 @@ class BagRecord:
     observation_count: int
     prediction_count: int
     archive_unix_nanos: int
+    payload_bytes: int | None = None
+    bag_bytes: int | None = None
+    check_unix_nanos: int | None = None
+    copy_unix_nanos: int | None = None
+    damage: str = ""
 
 
 def day_to_unix_nanos(day: date) -> int:
@@ -255,7 +265,7 @@ def newest_bag(connection: Connection, day: InstrumentDay) -> BagRecord | None:
     """The bag of the day that has the highest version; None where the day was never archived."""
     query = select(bags).where(*_bags_of(day)).order_by(bags.c.version.desc()).limit(1)
     row = connection.execute(query).one_or_none()
-    return None if row is None else _to_record(row)
+    return None if row is None else to_record(row)
 
 
 def has_bags(connection: Connection) -> bool:
@@ -282,6 +292,9 @@ def write_bag(connection: Connection, day: InstrumentDay, record: BagRecord) -> 
                 observation_count=record.observation_count,
                 prediction_count=record.prediction_count,
                 archive_unix_nanos=record.archive_unix_nanos,
+                payload_bytes=record.payload_bytes,
+                bag_bytes=record.bag_bytes,
+                check_unix_nanos=record.check_unix_nanos,
             )
         )
     elif row.manifest_sha256 != record.manifest_sha256:
@@ -314,7 +327,8 @@ def _page(query: Select[Any], day: InstrumentDay, extent: Extent, after: Positio
     return query.where(observations.c.measure_unix_nanos >= after[0], tuple_(*position) > tuple_(*map(literal, after)))
 
 
-def _to_record(row: Row[Any]) -> BagRecord:
+def to_record(row: Row[Any]) -> BagRecord:
+    """A row of the table bag."""
     return BagRecord(
         row.version,
         row.path,
@@ -322,4 +336,9 @@ def _to_record(row: Row[Any]) -> BagRecord:
         row.observation_count,
         row.prediction_count,
         row.archive_unix_nanos,
+        row.payload_bytes,
+        row.bag_bytes,
+        row.check_unix_nanos,
+        row.copy_unix_nanos,
+        row.damage,
     )

@@ -2,7 +2,8 @@
 
 An observation goes when its day is over hot_days ago, nothing at work still waits to predict it, and the newest bag of
 its day, read from its first to its last byte just before, has it and each of its predictions. Its sequence stays
-promised (epoch.pruned_ranges). Whatever ends a run, the next one goes on; knows nothing of how a bag is made.
+promised (epoch.pruned_ranges). A day that somebody brought back stays as long as its hold lasts. Whatever ends a run,
+the next one goes on; knows nothing of how a bag is made, nor where it lies.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from fieldpost.errors import BrokenStateError, FieldpostError
+from fieldpost.errors import BrokenStateError, FieldpostError, TryAgainError
 from fieldpost.words import count, size
 from server.archive.bag_contents import BagContents, read_contents
 from server.archive.bags import (
@@ -34,6 +34,7 @@ from server.archive.bags import (
     newest_bag,
     read_extent,
 )
+from server.archive.holds import is_held
 from server.archive.hot_rows import (
     HotPrediction,
     find_segments,
@@ -44,6 +45,7 @@ from server.archive.hot_rows import (
     read_settled_id,
 )
 from server.archive.orphans import holds_unknown
+from server.archive.shelf import Shelf
 from server.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class PruneReport:
         unarchived_days: Old days without a bag.
         not_in_bag_count: Old observations that came after the newest bag of their day, or have a prediction that did.
         waiting_count: Old observations that a model at work has still to predict.
+        held_days: Old days that stay for a while, since somebody brought them back.
         errors: What went wrong, a line for each day.
     """
 
@@ -86,6 +89,7 @@ class PruneReport:
     unarchived_days: int = 0
     not_in_bag_count: int = 0
     waiting_count: int = 0
+    held_days: int = 0
     errors: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -98,6 +102,7 @@ class PruneReport:
             f"{count(self.unarchived_days, 'old day')} without a bag": self.unarchived_days,
             f"{count(self.not_in_bag_count, 'old observation')} not in the newest bag": self.not_in_bag_count,
             f"{count(self.waiting_count, 'old observation')} that a model has still to predict": self.waiting_count,
+            f"{count(self.held_days, 'old day')} that somebody brought back for a while": self.held_days,
         }
         lines += [f"kept: {what}" for what, number in kept.items() if number]
         return lines + [f"wrong: {error}" for error in self.errors]
@@ -141,14 +146,13 @@ def choose(
     only_here = set()
     for each in made:
         seconds = (each.predict_unix_nanos - first_unix_nanos) / 1e9  # as the bag has it
-        identity = (each.analysis, each.version, *identities[each.observation_id], seconds)
-        if identity not in contents.predictions:
+        if not contents.has_prediction(each.analysis, each.version, *identities[each.observation_id], seconds):
             only_here.add(each.observation_id)
     gone, not_in_bag, waiting = [], 0, 0
     for row in rows:
         if settled_id is not None and row.observation_id > settled_id:
             waiting += 1
-        elif contents.sha256.get((row.epoch, row.sequence)) != row.sha256.hex() or row.observation_id in only_here:
+        elif row.observation_id in only_here or not contents.has_observation(row.epoch, row.sequence, row.sha256):
             not_in_bag += 1
         else:
             gone.append(row)
@@ -163,7 +167,7 @@ def last_old_day(now_unix_nanos: int, hot_days: int) -> date:
 
 def prune(
     store: Store,
-    archive: Path,
+    shelf: Shelf,
     *,
     hot_days: int,
     now_unix_nanos: int,
@@ -176,7 +180,7 @@ def prune(
 
     Args:
         store: What is pruned.
-        archive: The folder of the bags.
+        shelf: Where the bags lie.
         hot_days: Days that observations stay after the end of theirs; at least 1.
         now_unix_nanos: The time.
         is_dry_run: Only reports.
@@ -185,9 +189,9 @@ def prune(
         looked_at: Kept from run to run, so that a bag that lacks something is not read again before there is a newer
             one: the manifest's SHA-256 by day.
     """
-    return _Pruning(store, archive, is_dry_run, stop or threading.Event(), {} if looked_at is None else looked_at).run(
-        last_old_day(now_unix_nanos, hot_days), now_unix_nanos, is_sweeping=is_sweeping
-    )
+    looked_at = {} if looked_at is None else looked_at
+    pruning = _Pruning(store, shelf, now_unix_nanos, is_dry_run, stop or threading.Event(), looked_at)
+    return pruning.run(last_old_day(now_unix_nanos, hot_days), is_sweeping=is_sweeping)
 
 
 class Retention:
@@ -195,13 +199,13 @@ class Retention:
 
     Args:
         store: What is pruned.
-        archive: The folder of the bags.
+        shelf: Where the bags lie.
         hot_days: See prune().
     """
 
-    def __init__(self, store: Store, archive: Path, *, hot_days: int) -> None:
+    def __init__(self, store: Store, shelf: Shelf, *, hot_days: int) -> None:
         self._store = store
-        self._archive = archive
+        self._shelf = shelf
         self._hot_days = hot_days
         self._looked_at: dict[InstrumentDay, str] = {}
         self._has_swept = False
@@ -220,7 +224,7 @@ class Retention:
         try:
             report = prune(
                 self._store,
-                self._archive,
+                self._shelf,
                 hot_days=self._hot_days,
                 now_unix_nanos=time.time_ns(),
                 is_sweeping=not self._has_swept,
@@ -242,21 +246,23 @@ class _Pruning:
     def __init__(
         self,
         store: Store,
-        archive: Path,
+        shelf: Shelf,
+        now_unix_nanos: int,
         is_dry_run: bool,
         stop: threading.Event,
         looked_at: dict[InstrumentDay, str],
     ) -> None:
         self._store = store
-        self._archive = archive
+        self._shelf = shelf
+        self._now_unix_nanos = now_unix_nanos
         self._is_dry_run = is_dry_run
         self._stop = stop
         self._looked_at = looked_at
         self._report = PruneReport()
 
-    def run(self, last_day: date, now_unix_nanos: int, *, is_sweeping: bool) -> PruneReport:
+    def run(self, last_day: date, *, is_sweeping: bool) -> PruneReport:
         if is_sweeping:
-            self._sweep(now_unix_nanos / 1e9 - ORPHAN_AGE_S)
+            self._sweep(self._now_unix_nanos / 1e9 - ORPHAN_AGE_S)
         with self._store.read() as connection:
             days = list_instrument_days(connection, FIRST_DAY, last_day)
             extent = read_extent(connection)
@@ -267,18 +273,26 @@ class _Pruning:
                 self._prune_day(day, extent)
             except BrokenStateError as error:
                 self._report.errors.append(f"{day}: {error}")
+            except TryAgainError as error:  # it passes, and the other days would only wait for the same
+                self._report.errors.append(f"{day}: {error}")
+                break
         return self._report
 
     def _prune_day(self, day: InstrumentDay, extent: Extent) -> None:
         with self._store.read() as connection:
             bag = newest_bag(connection, day)
+            is_kept = self._is_kept(connection, day)
+        if is_kept:
+            self._report.held_days += 1
+            return
         if bag is None:
             self._report.unarchived_days += 1
             return
         if self._looked_at.get(day) == bag.manifest_sha256:
             self._report.not_in_bag_count += 1  # at least; what else it lacks is known once there is a newer bag
             return
-        contents = read_contents(self._archive / bag.path, bag.manifest_sha256)
+        with self._shelf.open(bag.path) as folder:
+            contents = read_contents(folder, bag.manifest_sha256)
         not_in_bag, waiting = self._report.not_in_bag_count, self._report.waiting_count
         self._prune_pages(day, extent, contents)
         if self._report.not_in_bag_count > not_in_bag and self._report.waiting_count == waiting:
@@ -310,7 +324,9 @@ class _Pruning:
         contents: BagContents,
         connection: Connection,
     ) -> _Page:
-        """Decides and deletes in one transaction, so that nothing can come in between."""
+        """Decides and deletes in one transaction, so that nothing can come in between; a hold neither."""
+        if self._is_kept(connection, day):
+            return _Page([], Choice([], 0, 0), 0)
         rows = list_day_observations(connection, day, extent, after, PAGE_ROWS)
         made = list_made(connection, [row.observation_id for row in rows])
         chosen = choose(rows, made, contents, day.first_unix_nanos, read_settled_id(connection))
@@ -318,6 +334,9 @@ class _Pruning:
         if gone_ids and not self._is_dry_run:
             let_go(connection, day, chosen.gone)
         return _Page(rows, chosen, sum(each.observation_id in gone_ids for each in made))
+
+    def _is_kept(self, connection: Connection, day: InstrumentDay) -> bool:
+        return is_held(connection, day.instrument_id, day.day, self._now_unix_nanos)
 
     def _count(self, page: _Page) -> None:
         self._report.observation_count += len(page.chosen.gone)

@@ -79,9 +79,9 @@ class ObjectWriter:
         records, self._records = self._records, []
         if records:
             try:
-                obstore.put(self._objects, self._name, b"".join(records), **_pieces())
+                obstore.put(self._objects, self._name, b"".join(records), **pieces())
             except (BaseError, OSError) as error:
-                raise OSError(f"{self._label} did not take a segment: {_reason(error)}") from error
+                raise OSError(f"{self._label} did not take a segment: {reason(error)}") from error
 
     def adopt(self, path: Path) -> str:
         """Sends a finished file as an object of its own, in pieces; the file stays. From any thread.
@@ -94,9 +94,9 @@ class ObjectWriter:
         """
         name = _new_name()
         try:
-            obstore.put(self._objects, name, path, **_pieces())
+            obstore.put(self._objects, name, path, **pieces())
         except BaseError as error:
-            raise OSError(f"{self._label} did not take {path.name}: {_reason(error)}") from error
+            raise OSError(f"{self._label} did not take {path.name}: {reason(error)}") from error
         return name
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class ObjectReader:
 
     def _offline(self, error: Exception) -> TryAgainError:
         return TryAgainError(
-            f"{self._label} did not answer: {_reason(error)}",
+            f"{self._label} did not answer: {reason(error)}",
             hint="check the network, the object store and the credentials in the server's environment",
         )
 
@@ -205,14 +205,24 @@ class ObjectReader:
             with suppress(FileNotFoundError):
                 obstore.delete(self._objects, name)
         except BaseError as error:
-            raise OSError(f"{self._label} did not remove segment {name}: {_reason(error)}") from error
+            raise OSError(f"{self._label} did not remove segment {name}: {reason(error)}") from error
 
     def close(self) -> None:
         """Nothing is held open."""
 
 
 def open_objects(url: str) -> tuple[ObjectWriter, ObjectReader]:
-    """Opens an object store by its URL.
+    """Opens an object store by its URL, for segments.
+
+    Raises:
+        InvalidRequestError: The URL makes no sense, or says what it may not, a credential for example.
+    """
+    objects, label = connect(url)
+    return ObjectWriter(objects, label), ObjectReader(objects, label)
+
+
+def connect(url: str) -> tuple[ObjectStore, str]:
+    """An object store by its URL, and what to call it; nothing is asked of it yet.
 
     Raises:
         InvalidRequestError: The URL makes no sense, or says what it may not, a credential for example.
@@ -236,12 +246,13 @@ def open_objects(url: str) -> tuple[ObjectWriter, ObjectReader]:
         )
     except (BaseError, ValueError) as error:
         raise InvalidRequestError(
-            f"expected the URL of an object store, but {label} cannot be used: {_reason(error)}", hint=_EXAMPLE
+            f"expected the URL of an object store, but {label} cannot be used: {reason(error)}", hint=_EXAMPLE
         ) from error
-    return ObjectWriter(objects, label), ObjectReader(objects, label)
+    return objects, label
 
 
-def _pieces() -> dict[str, Any]:
+def pieces() -> dict[str, Any]:
+    """How a large object is sent."""
     return {"chunk_size": PIECE_BYTES, "max_concurrency": PIECES_AT_ONCE}
 
 
@@ -249,7 +260,7 @@ def _new_name() -> str:
     return f"{secrets.token_hex(8)}{SUFFIX}"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The library's own words, but for what follows a question mark in an address: Azure signs its requests there."""
     first_line = str(error).partition("\n")[0]
     return re.sub(r"\?\S*", "", first_line)

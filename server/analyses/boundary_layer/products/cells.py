@@ -6,6 +6,7 @@ profiles and cells are valid stands in product_rules.py. Knows no file, no serve
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,12 +189,25 @@ def _error_of_mean(
 ) -> float:
     """The standard error of a weighted mean of heights whose errors are correlated as exp(-distance / time).
 
-    A profile whose own error is not known is taken to have that of the others; NaN where none is known.
+    A profile whose own error is not known is taken to have that of the others; NaN where none is known. What all the
+    earlier profiles have in common with one fades from profile to profile, so that no two need to be compared: a table
+    of all pairs would not fit into memory for an instrument that measures many times a second.
+
+    Args:
+        unix_nanos: (profiles,), ascending.
+        error_m: (profiles,).
+        weight: (profiles,).
+        rules: Say the time.
     """
     is_known = np.isfinite(error_m)
     if not is_known.any():
         return float("nan")
     error_m = np.where(is_known, error_m, np.sqrt(np.mean(error_m[is_known] ** 2))) * weight
     unix_s = (unix_nanos - unix_nanos[0]) / NANOS
-    correlation = np.exp(-np.abs(unix_s[:, None] - unix_s) / rules.error_correlation_s)
-    return float(np.sqrt(error_m @ correlation @ error_m))
+    fading = np.exp(-np.diff(unix_s, prepend=0.0) / rules.error_correlation_s)
+    variance_m2 = earlier_m = 0.0
+    for own_m, fade in zip(error_m.tolist(), fading.tolist(), strict=True):
+        earlier_m *= fade
+        variance_m2 += own_m * (own_m + 2 * earlier_m)
+        earlier_m += own_m
+    return math.sqrt(variance_m2)
