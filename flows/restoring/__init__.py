@@ -1,0 +1,1 @@
+"""Archived days come back: into the store, or as files into a folder."""
