@@ -1,0 +1,1 @@
+"""Reads the archive from end to end, and mends it from its copy."""
