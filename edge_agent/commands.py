@@ -5,12 +5,14 @@ The agent does what is decided here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from edge_agent.remote_settings import Overrides, check_change
 from fieldpost.errors import InvalidRequestError
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2 as pb
+from fieldpost.v1 import receipt_pb2
 
 REMEMBERED_COMMANDS = 256
 
@@ -43,12 +45,14 @@ class StationFacts:
         held: The sequences that the buffer has.
         in_time: Those of them that were captured in the time that the command names.
         overrides: The settings that stand over the settings file now.
+        refused: Those of the sequences that the server refused.
     """
 
     epoch: str
     held: RangeSet
     in_time: RangeSet
     overrides: Overrides
+    refused: RangeSet = field(default_factory=RangeSet)
 
 
 class CommandBook:
@@ -84,7 +88,7 @@ def _decide(command: pb.Command, facts: StationFacts) -> Decision:
     if kind == "report":
         return Decision(_result(command), is_report_wanted=True)
     if kind == "replay":
-        return Decision(_result(command), replay_ranges=tuple(_ranges_to_replay(command.replay, facts)))
+        return _decide_replay(command, facts)
     if kind == "set_setting":
         change = command.set_setting
         return Decision(_result(command), overrides=check_change(facts.overrides, change.key, change.value))
@@ -95,22 +99,36 @@ def _decide(command: pb.Command, facts: StationFacts) -> Decision:
     )
 
 
-def _ranges_to_replay(replay: pb.ReplayCommand, facts: StationFacts) -> RangeSet:
+def _decide_replay(command: pb.Command, facts: StationFacts) -> Decision:
+    replay = command.replay
     if replay.epoch != facts.epoch:
         raise InvalidRequestError(f"expected a replay of epoch {facts.epoch}, but got {replay.epoch[:40]!r}")
     if replay.HasField("start_time") != replay.HasField("end_time"):
         raise InvalidRequestError("expected start_time and end_time together, but got one without the other")
-    wanted = RangeSet(facts.in_time)
+    named = RangeSet()
     for asked in replay.ranges:
         if not 1 <= asked.first_sequence <= asked.last_sequence:
             text = f"{asked.first_sequence}..{asked.last_sequence}"
             raise InvalidRequestError(f"expected ranges of sequences from 1 on, first to last, but got {text}")
-        wanted.add(asked.first_sequence, asked.last_sequence)
-    present = RangeSet(part for first, last in wanted for part in facts.held.common(first, last))
+        named.add(asked.first_sequence, asked.last_sequence)
+    present = RangeSet(part for first, last in named for part in facts.held.common(first, last))
+    result = _result(command)
+    result.missing_ranges.extend(_to_messages(part for first, last in named for part in facts.held.gaps(first, last)))
+    result.refused_ranges.extend(
+        _to_messages(part for first, last in present for part in facts.refused.common(first, last))
+    )
+    for first, last in facts.in_time:
+        for part in facts.held.common(first, last):
+            present.add(*part)
     if not present:
-        named = f"it has none of {list(wanted)[:10]}" if wanted else "it has none of that time"
-        raise InvalidRequestError(f"expected observations that the buffer still has, but {named}")
-    return present
+        text = f"it has none of {list(named)[:10]}" if named else "it has none of that time"
+        result.is_accepted = False
+        result.detail = f"expected observations that the buffer still has, but {text}"
+    return Decision(result, replay_ranges=tuple(present))
+
+
+def _to_messages(ranges: Iterable[tuple[int, int]]) -> list[receipt_pb2.SequenceRange]:
+    return [receipt_pb2.SequenceRange(first_sequence=first, last_sequence=last) for first, last in ranges]
 
 
 def _result(command: pb.Command, detail: str = "") -> pb.CommandResult:

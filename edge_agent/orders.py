@@ -111,7 +111,13 @@ class Orders:
         if command.HasField("replay") and command.replay.HasField("start_time"):
             start, end = command.replay.start_time, command.replay.end_time
             in_time = self._buffer.sequences_between(start.seconds + start.nanos / 1e9, end.seconds + end.nanos / 1e9)
-        return StationFacts(self._buffer.epoch, self._buffer.held(), in_time, self._overrides)
+        held, refused = self._buffer.held(), RangeSet()
+        for first, last in self._buffer.unreadable:
+            held.discard(first, last)
+        for refusal in self._buffer.ledger.refusals.values():
+            for first, last in refusal.sequences:
+                refused.add(first, last)
+        return StationFacts(self._buffer.epoch, held, in_time, self._overrides, refused)
 
     def _change_settings(self, overrides: Overrides) -> None:
         save_state(self._buffer.folder / OVERRIDES_FILE, json.dumps(dict(overrides), indent=1).encode())

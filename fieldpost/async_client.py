@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from fieldpost._answers import Answer
+from fieldpost._archive_calls import AsyncArchive
 from fieldpost._async_connection import AsyncConnection
 from fieldpost._async_predicting import AsyncPredictor
 from fieldpost._async_sending import AsyncSender, upload
@@ -50,6 +51,7 @@ from fieldpost._uploading import Sendable
 from fieldpost._watching import OBSERVATIONS, PREDICTIONS, WatchState
 from fieldpost.errors import FieldpostError, OfflineError, UnknownObservationError
 from fieldpost.v1 import capacity_service_pb2, command_pb2, observations_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1.archive_service_pb2_grpc import ArchiveStub
 from fieldpost.v1.capacity_service_pb2_grpc import CapacityStub
 from fieldpost.v1.inference_service_pb2_grpc import InferenceStub
 from fieldpost.v1.ingest_service_pb2_grpc import IngestStub
@@ -77,6 +79,7 @@ class AsyncClient:
     Attributes:
         address: The server.
         models: The calls about models: submit, list, get, shadow, activate, roll_back, retire, restrict.
+        archive: The calls about the archive: list, iter, get, files, fetch.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class AsyncClient:
         self._capacity = CapacityStub(channel)
         self._predictor = AsyncPredictor(self._connection, InferenceStub(channel))
         self.models = AsyncModels(self._connection, ModelsStub(channel))
+        self.archive = AsyncArchive(self._connection, ArchiveStub(channel))
 
     async def close(self) -> None:
         """Ends what is under way, watches included, and the connection."""
@@ -286,10 +290,16 @@ class AsyncClient:
         request = stations_service_pb2.ListStationsRequest()
         return list((await self._connection.call(self._stations.List, request)).stations)
 
+    async def ask(
+        self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> command_pb2.CommandResult:
+        """Asks a station for something; returns its answer, a refusal too; see Client.ask."""
+        request = stations_service_pb2.CommandStationRequest(station=station, command=command)
+        response = await self._connection.call(self._stations.Command, request, timeout_s=timeout_s)
+        return response.result
+
     async def command(
         self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S
     ) -> None:
-        """Asks a station for something, and waits for its answer; see Client.command."""
-        request = stations_service_pb2.CommandStationRequest(station=station, command=command)
-        response = await self._connection.call(self._stations.Command, request, timeout_s=timeout_s)
-        check_result(station, response.result)
+        """Asks a station for something, and waits until it has accepted; see Client.command."""
+        check_result(station, await self.ask(station, command, timeout_s=timeout_s))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fieldpost._archive_cli import archive_app
 from fieldpost._cli_options import (
     Analysis,
     Instrument,
@@ -42,6 +43,7 @@ app = typer.Typer(
 
 app.add_typer(station_app)
 app.add_typer(models_app)
+app.add_typer(archive_app)
 for command in (observations, read, send, predict):
     app.command()(command)
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from fieldpost._answers import Answer
+from fieldpost._archive_calls import Archive
 from fieldpost._channel import DEFAULT_TIMEOUT_S, Tls
 from fieldpost._client_predicting import Predictor
 from fieldpost._client_sending import Sender, upload
@@ -45,6 +46,7 @@ from fieldpost._uploading import Sendable
 from fieldpost._watching import OBSERVATIONS, PREDICTIONS, WatchState
 from fieldpost.errors import UnknownObservationError
 from fieldpost.v1 import capacity_service_pb2, command_pb2, observations_service_pb2, receipt_pb2, stations_service_pb2
+from fieldpost.v1.archive_service_pb2_grpc import ArchiveStub
 from fieldpost.v1.capacity_service_pb2_grpc import CapacityStub
 from fieldpost.v1.inference_service_pb2_grpc import InferenceStub
 from fieldpost.v1.ingest_service_pb2_grpc import IngestStub
@@ -68,6 +70,7 @@ class Client:
     Attributes:
         address: The server.
         models: The calls about models: submit, list, get, shadow, activate, roll_back, retire, restrict.
+        archive: The calls about the archive: list, iter, get, files, fetch.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Client:
         self._capacity = CapacityStub(channel)
         self._predictor = Predictor(self._connection, InferenceStub(channel))
         self.models = Models(self._connection, ModelsStub(channel))
+        self.archive = Archive(self._connection, ArchiveStub(channel))
         self._watches: weakref.WeakSet[PredictionWatch | ObservationWatch] = weakref.WeakSet()
 
     def close(self) -> None:
@@ -357,8 +361,18 @@ class Client:
         request = stations_service_pb2.ListStationsRequest()
         return list(self._connection.call(self._stations.List, request).stations)
 
+    def ask(
+        self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> command_pb2.CommandResult:
+        """Asks a station for something; returns its answer, a refusal too: that may say more than the reason.
+
+        Args and other errors are those of `command`.
+        """
+        request = stations_service_pb2.CommandStationRequest(station=station, command=command)
+        return self._connection.call(self._stations.Command, request, timeout_s=timeout_s).result
+
     def command(self, station: str, command: command_pb2.Command, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
-        """Asks a station for something, and waits for its answer.
+        """Asks a station for something, and waits until it has accepted.
 
         Args:
             station: Its name.
@@ -370,5 +384,4 @@ class Client:
             RejectedError: The station refuses it, and says why.
             TryAgainError: The station does not answer, or the server cannot be reached.
         """
-        request = stations_service_pb2.CommandStationRequest(station=station, command=command)
-        check_result(station, self._connection.call(self._stations.Command, request, timeout_s=timeout_s).result)
+        check_result(station, self.ask(station, command, timeout_s=timeout_s))

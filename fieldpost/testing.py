@@ -5,21 +5,23 @@
         assert server.observations[0].header.instrument == "my-instrument"
 
 It keeps the promises of the protocol (receipts, duplicates, refusals, uploads, pages, resumed watches, states of
-models), but only in memory; what it predicts at once is said by a function that the test gives, models are kept and
-never run, and nothing here is fit for production. A failure is tested by really stopping it: `stop`, and `start` on the
-same port, with the lists as they were.
+models, bags of an archive), but only in memory; what it predicts at once is said by a function that the test gives,
+models are kept and never run, and nothing here is fit for production. A failure is tested by really stopping it:
+`stop`, and `start` on the same port, with the lists as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from types import TracebackType
 from typing import Self
 
 import grpc
 
 from fieldpost._channel import OPTIONS
+from fieldpost._recording.archive import RecordingArchive, make_bag
 from fieldpost._recording.inference import RecordingInference
 from fieldpost._recording.ingest import RecordingIngest
 from fieldpost._recording.models import RecordingModels
@@ -28,6 +30,8 @@ from fieldpost._recording.predictions import RecordingPredictions
 from fieldpost._recording.state import Predict, Recorded
 from fieldpost._recording.stations import RecordingCapacity, RecordingStations
 from fieldpost._times import Moment, to_timestamp, unix_nanos
+from fieldpost.v1.archive_service_pb2 import ArchivedBag
+from fieldpost.v1.archive_service_pb2_grpc import add_ArchiveServicer_to_server
 from fieldpost.v1.capacity_service_pb2_grpc import add_CapacityServicer_to_server
 from fieldpost.v1.inference_service_pb2_grpc import add_InferenceServicer_to_server
 from fieldpost.v1.ingest_service_pb2_grpc import add_IngestServicer_to_server
@@ -82,6 +86,7 @@ class RecordingServer(Recorded):
         add_PredictionsServicer_to_server(RecordingPredictions(self), self._server)
         add_InferenceServicer_to_server(RecordingInference(self), self._server)
         add_ModelsServicer_to_server(RecordingModels(self), self._server)
+        add_ArchiveServicer_to_server(RecordingArchive(self), self._server)
         add_StationsServicer_to_server(RecordingStations(self), self._server)
         add_CapacityServicer_to_server(RecordingCapacity(self), self._server)
         address = f"127.0.0.1:{self.port}"
@@ -115,6 +120,14 @@ class RecordingServer(Recorded):
             self.predictions.append(prediction)
             self.changed.notify_all()
         return prediction
+
+    def add_bag(
+        self, station: str, instrument: str, day: date, payload: Mapping[str, bytes], *, version: int = 1
+    ) -> ArchivedBag:
+        """Serves a bag that holds these files; returns what is recorded of it."""
+        made = make_bag(station, instrument, day, version, payload)
+        self.bags.append(made)
+        return made.bag
 
 
 def make_prediction(

@@ -29,13 +29,14 @@ from server.api.access_file import make_token, parse_access_file
 from server.api.credentials import Listen, is_loopback
 
 DENIED, UNKNOWN, OK = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.OK
-SERVICES = ("Ingest", "Observations", "Predictions", "Inference", "Models", "Capacity", "Stations")
+SERVICES = ("Ingest", "Observations", "Predictions", "Inference", "Models", "Capacity", "Stations", "Archive")
 
 
 def all_methods() -> list[str]:
     from google.protobuf import descriptor_pool
 
     from fieldpost.v1 import (  # noqa: F401
+        archive_service_pb2,
         ingest_service_pb2,
         models_service_pb2,
         observations_service_pb2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from edge_agent.settings import AgentSettings
 from fieldpost.errors import BrokenStateError, InvalidRequestError
 from fieldpost.ranges import RangeSet
 from fieldpost.v1 import command_pb2
+from fieldpost.v1.receipt_pb2 import SequenceRange
 
 EPOCH = "e" * 32
 
@@ -26,6 +28,10 @@ def replay(*ranges: tuple[int, int], epoch: str = EPOCH, command_id: str = "1") 
     for first, last in ranges:
         command.replay.ranges.add(first_sequence=first, last_sequence=last)
     return command
+
+
+def as_pairs(ranges: Iterable[SequenceRange]) -> list[tuple[int, int]]:
+    return [(each.first_sequence, each.last_sequence) for each in ranges]
 
 
 def half_a_time() -> command_pb2.Command:
@@ -49,6 +55,27 @@ def test_a_replay_is_cut_to_what_the_buffer_still_has() -> None:
     assert decision.result is not None
     assert decision.result.is_accepted
     assert decision.replay_ranges == ((5, 8), (35, 35))
+
+
+def test_a_replay_names_what_the_buffer_no_longer_has_and_what_the_server_refused() -> None:
+    known = StationFacts(EPOCH, RangeSet([(5, 8), (35, 35)]), RangeSet(), {}, refused=RangeSet([(7, 9), (30, 30)]))
+    result = CommandBook().decide(replay((1, 10), (30, 40)), known).result
+    assert result is not None
+    assert as_pairs(result.missing_ranges) == [(1, 4), (9, 10), (30, 34), (36, 40)]
+    assert as_pairs(result.refused_ranges) == [(7, 8)], "what it no longer has is not sent to be refused once more"
+
+
+def test_a_refused_replay_names_all_that_was_asked_for_as_missing() -> None:
+    result = CommandBook().decide(replay((20, 30), (50, 50)), facts((1, 10))).result
+    assert result is not None
+    assert not result.is_accepted
+    assert as_pairs(result.missing_ranges) == [(20, 30), (50, 50)]
+
+
+def test_a_replay_of_another_epoch_says_nothing_about_what_is_missing() -> None:
+    result = CommandBook().decide(replay((1, 2), epoch="0" * 32), facts((1, 10))).result
+    assert result is not None
+    assert not result.missing_ranges, "sequences of another buffer are not this one's to give up"
 
 
 def test_a_replay_of_a_time_is_what_was_captured_in_it() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from fieldpost.v1 import capacity_service_pb2, command_pb2, stations_service_pb2
+from fieldpost.v1 import archive_service_pb2, capacity_service_pb2, command_pb2, stations_service_pb2
 from fieldpost.v1 import observation_pb2 as pb
 from fieldpost.v1.model_pb2 import Model
 from fieldpost.v1.prediction_pb2 import Prediction, Variable
@@ -18,6 +18,13 @@ Predict: TypeAlias = Callable[[str, bytes], Iterable[Variable]]
 Identity: TypeAlias = tuple[str, str, int]
 
 
+class RecordedBag(NamedTuple):
+    """A bag, and the content of its files by name."""
+
+    bag: archive_service_pb2.ArchivedBag
+    files: dict[str, bytes]
+
+
 class Recorded:
     """Everything that was sent to a server, and what it answers with.
 
@@ -27,6 +34,7 @@ class Recorded:
         stations: What Stations serves; append what you like.
         models: The model versions, as they were submitted; append what you like.
         contents: The ONNX files submitted, by (analysis, version).
+        bags: What Archive serves; add with add_bag.
         capacity: What Capacity answers.
         predict: Answers Predict and PredictStream; None where there is no model.
         uploads: What is held of uploads that are not complete.
@@ -44,6 +52,7 @@ class Recorded:
         self.stations: list[stations_service_pb2.Station] = []
         self.models: list[Model] = []
         self.contents: dict[tuple[str, int], bytes] = {}
+        self.bags: list[RecordedBag] = []
         self.capacity = capacity_service_pb2.GetCapacityResponse(server="recording")
         self.predict = predict
         self.uploads: dict[Identity, bytearray] = {}

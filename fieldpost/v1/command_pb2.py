@@ -26,7 +26,7 @@ from fieldpost.v1 import receipt_pb2 as fieldpost_dot_v1_dot_receipt__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66ieldpost/v1/command.proto\x12\x0c\x66ieldpost.v1\x1a\x1a\x66ieldpost/v1/receipt.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x01\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12-\n\x06replay\x18\x02 \x01(\x0b\x32\x1b.fieldpost.v1.ReplayCommandH\x00\x12-\n\x06report\x18\x03 \x01(\x0b\x32\x1b.fieldpost.v1.ReportCommandH\x00\x12\x34\n\ntake_model\x18\x04 \x01(\x0b\x32\x1e.fieldpost.v1.TakeModelCommandH\x00\x12\x36\n\x0bset_setting\x18\x05 \x01(\x0b\x32\x1f.fieldpost.v1.SetSettingCommandH\x00\x42\x08\n\x06\x61\x63tion\"\xa9\x01\n\rReplayCommand\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12+\n\x06ranges\x18\x02 \x03(\x0b\x32\x1b.fieldpost.v1.SequenceRange\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rReportCommand\"H\n\rCommandResult\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x13\n\x0bis_accepted\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"6\n\x10TakeModelCommand\x12\x0f\n\x07package\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"/\n\x11SetSettingCommand\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66ieldpost/v1/command.proto\x12\x0c\x66ieldpost.v1\x1a\x1a\x66ieldpost/v1/receipt.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x01\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12-\n\x06replay\x18\x02 \x01(\x0b\x32\x1b.fieldpost.v1.ReplayCommandH\x00\x12-\n\x06report\x18\x03 \x01(\x0b\x32\x1b.fieldpost.v1.ReportCommandH\x00\x12\x34\n\ntake_model\x18\x04 \x01(\x0b\x32\x1e.fieldpost.v1.TakeModelCommandH\x00\x12\x36\n\x0bset_setting\x18\x05 \x01(\x0b\x32\x1f.fieldpost.v1.SetSettingCommandH\x00\x42\x08\n\x06\x61\x63tion\"\xa9\x01\n\rReplayCommand\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12+\n\x06ranges\x18\x02 \x03(\x0b\x32\x1b.fieldpost.v1.SequenceRange\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rReportCommand\"\xb2\x01\n\rCommandResult\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x13\n\x0bis_accepted\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x33\n\x0emissing_ranges\x18\x04 \x03(\x0b\x32\x1b.fieldpost.v1.SequenceRange\x12\x33\n\x0erefused_ranges\x18\x05 \x03(\x0b\x32\x1b.fieldpost.v1.SequenceRange\"6\n\x10TakeModelCommand\x12\x0f\n\x07package\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"/\n\x11SetSettingCommand\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLAYCOMMAND']._serialized_end=521
   _globals['_REPORTCOMMAND']._serialized_start=523
   _globals['_REPORTCOMMAND']._serialized_end=538
-  _globals['_COMMANDRESULT']._serialized_start=540
-  _globals['_COMMANDRESULT']._serialized_end=612
-  _globals['_TAKEMODELCOMMAND']._serialized_start=614
-  _globals['_TAKEMODELCOMMAND']._serialized_end=668
-  _globals['_SETSETTINGCOMMAND']._serialized_start=670
-  _globals['_SETSETTINGCOMMAND']._serialized_end=717
+  _globals['_COMMANDRESULT']._serialized_start=541
+  _globals['_COMMANDRESULT']._serialized_end=719
+  _globals['_TAKEMODELCOMMAND']._serialized_start=721
+  _globals['_TAKEMODELCOMMAND']._serialized_end=775
+  _globals['_SETSETTINGCOMMAND']._serialized_start=777
+  _globals['_SETSETTINGCOMMAND']._serialized_end=824
 # @@protoc_insertion_point(module_scope)

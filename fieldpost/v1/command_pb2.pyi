@@ -134,22 +134,36 @@ class CommandResult(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     IS_ACCEPTED_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    MISSING_RANGES_FIELD_NUMBER: _builtins.int
+    REFUSED_RANGES_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command answered."""
     is_accepted: _builtins.bool
     """Whether the station did it, or accepted it: a replay is accepted and then sent, a model has been tried and taken."""
     detail: _builtins.str
     """Why not, for people; empty where accepted."""
+    @_builtins.property
+    def missing_ranges(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.SequenceRange]:
+        """Of a replay: the sequences asked for that the buffer no longer has, whether the rest was accepted or not; ascending,
+        disjoint. Empty too where the station's software is older than this field: what is not named may still be there.
+        """
+
+    @_builtins.property
+    def refused_ranges(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.SequenceRange]:
+        """Of a replay: the sequences asked for that the buffer has and the server refused before. They are sent once more."""
+
     def __init__(
         self,
         *,
         command_id: _builtins.str = ...,
         is_accepted: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        missing_ranges: _abc.Iterable[_receipt_pb2.SequenceRange] | None = ...,
+        refused_ranges: _abc.Iterable[_receipt_pb2.SequenceRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "detail", b"detail", "is_accepted", b"is_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "detail", b"detail", "is_accepted", b"is_accepted", "missing_ranges", b"missing_ranges", "refused_ranges", b"refused_ranges"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

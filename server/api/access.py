@@ -55,6 +55,7 @@ TABLE: tuple[tuple[str, frozenset[Role]], ...] = (
     ("/fieldpost.v1.Predictions/Retry", _OPERATORS),
     ("/fieldpost.v1.Predictions/", _READERS),
     ("/fieldpost.v1.Inference/", _READERS),
+    ("/fieldpost.v1.Archive/", _READERS),
     ("/fieldpost.v1.Capacity/", _READERS),
     ("/fieldpost.v1.Stations/Command", _OPERATORS),
     ("/fieldpost.v1.Stations/", _READERS),

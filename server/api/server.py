@@ -12,6 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from fieldpost.v1 import (
+    archive_service_pb2,
+    archive_service_pb2_grpc,
     capacity_service_pb2,
     capacity_service_pb2_grpc,
     inference_service_pb2,
@@ -27,6 +29,7 @@ from fieldpost.v1 import (
     stations_service_pb2,
     stations_service_pb2_grpc,
 )
+from server.api.archive import ArchiveServicer
 from server.api.calls import GuardedServer
 from server.api.capacity import CapacityServicer
 from server.api.credentials import Door, Listen, open_ports
@@ -37,6 +40,7 @@ from server.api.observations import ObservationsServicer
 from server.api.predictions import PredictionsServicer
 from server.api.reading import Reading
 from server.api.stations import StationsServicer
+from server.archive.shelf import Shelf
 from server.broadcast import Broadcast
 from server.ingest.core import Ingest
 from server.ingest.uploads import Uploads
@@ -66,6 +70,7 @@ class Parts:
         stored: Tells that observations were stored.
         predicted: Tells that predictions were made.
         observer: Hears of each call; None for nobody.
+        shelf: Where the archive's bags lie; None where there is no archive.
     """
 
     store: Store
@@ -78,6 +83,7 @@ class Parts:
     stored: Broadcast
     predicted: Broadcast
     observer: Observer | None = None
+    shelf: Shelf | None = None
 
 
 class GrpcServer:
@@ -172,6 +178,9 @@ def _add_services(
     if parts.inference is not None:
         inference_service_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(parts.inference), server)
         modules.append(inference_service_pb2)
+    if parts.shelf is not None:
+        archive_service_pb2_grpc.add_ArchiveServicer_to_server(ArchiveServicer(reading, parts.shelf), server)
+        modules.append(archive_service_pb2)
     return [name for each in modules for name in _service_names(each)]
 
 
