@@ -49,6 +49,29 @@ METRICS = (
     Described("broker_connected", "gauge", ("broker",), "1 while connected to this broker."),
     Described("stations_registered", "gauge", (), "Stations in the registry."),
     Described("stations_online", "gauge", (), "Of them, those whose last status says that they are online."),
+    Described("station_last_seen_seconds", "gauge", ("station",), "How long ago its last status came; none: never."),
+    Described("station_backlog_observations", "gauge", ("station",), "What it then still had to deliver."),
+    Described(
+        "station_gap_observations",
+        "gauge",
+        ("station",),
+        "Numbered by the station, not here, and neither in its backlog nor refused nor known to be lost; after a "
+        "start it takes some visits until all is counted.",
+    ),
+    Described(
+        "instrument_last_measured_seconds",
+        "gauge",
+        ("station", "instrument"),
+        "How long ago, by measure time, its newest observation was measured.",
+    ),
+    Described("archive_newest_bag_seconds", "gauge", (), "How long ago the last bag was made; none: there is no bag."),
+    Described(
+        "archive_days_without_bag",
+        "gauge",
+        (),
+        "Instrument-days that ended 3 to 9 days ago, have observations, and no bag; looked at every 5 minutes.",
+    ),
+    Described("archive_damaged_bags", "gauge", (), "Bags that a scrub found damaged and could not repair."),
     Described("predictions_total", "counter", ("model", "outcome"), "Predictions made; outcome: good or failed."),
     Described(
         "predictions_provisional", "gauge", ("model",), "Predictions that will be made again: history is still to come."

@@ -1,0 +1,1 @@
+"""How observations that are missing here are asked for again, and what becomes of them."""

@@ -1,0 +1,1 @@
+"""How the network is looked at, and what is worth telling somebody."""
