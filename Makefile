@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 DATA   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check train protos docs bench bench-peers chaos constraints mosquitto postgresql clean
+.PHONY: help demo up test check train protos docs bench bench-peers chaos constraints mosquitto postgresql chromium clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,10 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## a day of three stations in a minute; DATA=<folder> for your own files
 	@$(BIN)/python -m demo $(if $(DATA),--data "$(DATA)")
 
-up: $(READY) ## the same, and leave it running
+up: $(READY) ## the same, and leave it running, with every flow on Prefect's page
 	@$(BIN)/python -m demo --stay $(if $(DATA),--data "$(DATA)")
 
-test: $(READY) mosquitto postgresql ## all tests
+test: $(READY) mosquitto postgresql chromium ## all tests
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, import direction, generated files up to date
@@ -46,7 +46,7 @@ train: $(READY) ## train the learned boundary-layer retrieval that ships here (a
 		sh server/analyses/boundary_layer/training/train.sh
 
 bench: $(READY) mosquitto postgresql bench-peers ## all benchmarks
-	@for name in delivery edge inference network growth decode wavelet boundary_layer boundary_layer_training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in delivery edge inference network growth decode wavelet archive boundary_layer boundary_layer_training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-peers: ## install mosec, LitServe, Ray Serve, Triton and BentoML beside us, to be measured (830 MB)
 	@sh deploy/bench-peers/install.sh $(PYTHON)
@@ -64,6 +64,9 @@ mosquitto:
 
 postgresql:
 	@sh deploy/postgresql/install.sh
+
+chromium:
+	@sh deploy/chromium/install.sh
 
 constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@sh deploy/constraints.sh $(PYTHON)

@@ -64,7 +64,7 @@ class Demo:
         self.links: dict[str, Link] = {}
         self.settings = load_settings(
             data_folder=output / "server",
-            archive_folder=output / "archive",
+            archive_folder=str(output / "archive"),
             stations_file=output / "stations.toml",
             mqtt_urls=[f"embedded://127.0.0.1:{self.mqtt_port}"],
             grpc_address=f"127.0.0.1:{self.grpc_port}",
@@ -85,6 +85,8 @@ class Demo:
             "PREFECT_SERVER_UI_API_URL": "/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",  # it asks a host of its makers in the browser
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "fieldpost,server,flows",
             "DO_NOT_TRACK": "1",
         }
 
@@ -229,7 +231,9 @@ def stay(demo: Demo, console: Console) -> None:
     console.print(
         f"\nrunning until Ctrl-C:\n"
         f"  predictions   fieldpost watch --server {demo.settings.grpc_address}\n"
-        f"  Prefect       http://127.0.0.1:{demo.prefect_port}\n"
+        f"  flows         http://127.0.0.1:{demo.prefect_port}/deployments   run each from its form\n"
+        f"  artifacts     http://127.0.0.1:{demo.prefect_port}/artifacts     what runs have shown\n"
+        f"  a terminal    PREFECT_API_URL={demo.environment['PREFECT_API_URL']} {sys.executable} -m flows list\n"
         f"  MQTT          127.0.0.1:{demo.mqtt_port}",
         highlight=False,
     )

@@ -124,8 +124,16 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def prefect_limits(prefect_url: str) -> None:
+    """The global concurrency limits that flows take, made once at the tests' Prefect server."""
+    from prefect_support import make_limits
+
+    make_limits(prefect_url)
+
+
 @pytest.fixture
-def prefect_api(prefect_url: str) -> Iterator[str]:
+def prefect_api(prefect_url: str, prefect_limits: None) -> Iterator[str]:
     """The same, and flows of the test belong to it."""
     from prefect_support import use_prefect
 

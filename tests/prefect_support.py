@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prefect import get_client
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -21,32 +22,68 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from demo.processes import free_port
+from flows.limits import ARRAY_WRITE, ARRAY_WRITES_MAX
+
 SERVER_START_S = 120.0
+
+
+class PrefectServer:
+    """A real Prefect server with all its services, which can be killed and started again.
+
+    Attributes:
+        url: Of its API; it stays the same.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._log = home, home / "server.log"
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        environment = {
+            **os.environ,
+            "DO_NOT_TRACK": "1",
+            "PREFECT_HOME": str(self._home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+            "PREFECT_SERVER_UI_API_URL": "/api",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        }
+        listen = ["--host", "127.0.0.1", "--port", str(self._port)]
+        command = [sys.executable, "-m", "prefect", "server", "start", *listen]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=self._home, start_new_session=True
+            )
+        _wait_until_healthy(self.url, self._process, self._log)
+
+    def kill(self) -> None:
+        """Ends it as a power cut does, and what it started."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
 
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """The address of a real Prefect server with all its services."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    environment = {
-        **os.environ,
-        "DO_NOT_TRACK": "1",
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=home)
-    url = f"http://127.0.0.1:{port}/api"
+    """The address of a real Prefect server."""
+    server = PrefectServer(home)
     try:
-        _wait_until_healthy(url, server, home / "server.log")
-        yield url
+        server.start()
+        yield server.url
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
 
 
 @contextmanager
@@ -55,6 +92,12 @@ def use_prefect(url: str) -> Iterator[str]:
     updates = {PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
     with temporary_settings(updates):
         yield url
+
+
+def make_limits(url: str) -> None:
+    """Makes the global concurrency limits that flows take."""
+    with use_prefect(url), get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(ARRAY_WRITE, ARRAY_WRITES_MAX)
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

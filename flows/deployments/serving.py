@@ -1,81 +1,109 @@
-"""Registers the deployments of the catalogue at a Prefect server and runs them when they are due.
+"""Brings the catalogue to a Prefect server: `serve` runs what is due itself, `deploy` leaves that to workers.
 
-Code gives the defaults; what an operator has changed on Prefect's page since (a pause, a schedule, a parameter)
-survives every restart, unless a reset to the code is asked for.
+Knows nothing of the flows but where they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
+from uuid import UUID
 
-from prefect import Flow, get_client, serve
-from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect import get_client
 from prefect.deployments.runner import RunnerDeployment
-from prefect.events import DeploymentEventTrigger
-from prefect.exceptions import ObjectNotFound
-from prefect.schedules import Cron
-from prefect.types.entrypoint import EntrypointType
+from prefect.exceptions import TerminationSignal
+from prefect.runner import Runner
 
+from fieldpost.errors import InvalidRequestError
+from flows.deployments.bootstrap import make_automations, make_limits, make_pools
 from flows.deployments.catalogue import DeploymentDefinition
+from flows.deployments.registering import register
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 2
-RUNS_MAX = 1
-"""Runs of all deployments together: the machine that also predicts does one thing at a time."""
+EVERYTHING = "all"
+RUNS_EXTRA = 8
+"""Room for runs beyond one of each deployment, where an operator has raised a limit."""
 
 
-def serve_catalogue(catalogue: Sequence[DeploymentDefinition], *, reset: bool) -> None:
-    """Registers the deployments and runs them until SIGTERM or SIGINT.
+def serve(catalogue: Sequence[DeploymentDefinition], *, time_zone: str, resets: Collection[str] = ()) -> None:
+    """Registers the deployments and runs them until SIGTERM or SIGINT, which end their runs too.
+
+    There is room for a run of every deployment at once: a backfill of many hours never keeps the archive waiting.
 
     Args:
         catalogue: What to serve.
-        reset: Whether to go back to the code, and forget what an operator has changed.
+        time_zone: IANA name: where schedules are due.
+        resets: Names of deployments that go back to the code, or `all`.
     """
-    deployments = [to_deployment(each) for each in catalogue]
-    if not reset:
-        deployments = asyncio.run(_keep_all(deployments))
-    serve(*deployments, limit=RUNS_MAX, pause_on_shutdown=False, query_seconds=POLL_S, print_starting_message=False)
+    runs_max = sum(each.concurrency_limit for each in catalogue) + RUNS_EXTRA
+    runner = Runner(name="fieldpost", limit=runs_max, pause_on_shutdown=False, query_seconds=POLL_S)
+    bring(catalogue, lambda each: _done(runner.add_deployment(each)), time_zone=time_zone, to_pool=False, resets=resets)
+    try:
+        asyncio.run(runner.start())
+    except (KeyboardInterrupt, TerminationSignal):
+        logger.info("ended; so are its runs")
 
 
-def to_deployment(definition: DeploymentDefinition) -> RunnerDeployment:
-    """What Prefect is told of a deployment."""
-    module, _, function = definition.entrypoint.partition(":")
-    flow: Flow[..., object] = getattr(importlib.import_module(module), function)
-    return RunnerDeployment.from_flow(
-        flow,
-        name=definition.name,
-        description=definition.description,
-        schedules=[Cron(each.cron, timezone=each.timezone, slug=each.slug) for each in definition.schedules],
-        parameters=dict(definition.parameters),
-        tags=list(definition.tags),
-        triggers=[DeploymentEventTrigger(name=definition.event, expect={definition.event})] if definition.event else [],
-        concurrency_limit=ConcurrencyLimitConfig(
-            limit=definition.concurrency_limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
-        ),
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
+def deploy(catalogue: Sequence[DeploymentDefinition], *, time_zone: str, resets: Collection[str] = ()) -> None:
+    """The same for workers: makes their pools, registers the deployments, and returns."""
+    with get_client(sync_client=True) as client:
+        make_pools(client, sorted({each.work_pool for each in catalogue}))
+    bring(catalogue, apply, time_zone=time_zone, to_pool=True, resets=resets)
 
 
-async def _keep_all(deployments: Sequence[RunnerDeployment]) -> list[RunnerDeployment]:
-    return [await keep_operator_changes(each) for each in deployments]
+def apply(deployment: RunnerDeployment) -> UUID:
+    """Registers one deployment; returns its id."""
+    return _done(deployment.apply())
 
 
-async def keep_operator_changes(deployment: RunnerDeployment) -> RunnerDeployment:
-    """The deployment with schedules, parameters and pause as they stand at the server, where it is known there.
+def bring(
+    catalogue: Sequence[DeploymentDefinition],
+    apply: Callable[[RunnerDeployment], UUID],
+    *,
+    time_zone: str,
+    to_pool: bool,
+    resets: Collection[str] = (),
+) -> None:
+    """Sees to all that a Prefect server has to know: limits, deployments, automations.
 
-    Registering alone would put them back to the code without a word.
+    Args:
+        catalogue: What there is to be.
+        apply: Hands one deployment to Prefect; returns its id.
+        time_zone: IANA name: where schedules are due.
+        to_pool: Whether workers run them.
+        resets: Names of deployments that go back to the code, or `all`.
+
+    Raises:
+        InvalidRequestError: No deployment has a name that is to be reset.
     """
-    async with get_client() as client:
-        try:
-            live = await client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
-        except ObjectNotFound:
-            return deployment
-    deployment.schedules = [
-        DeploymentScheduleCreate(schedule=each.schedule, active=each.active, slug=each.slug, parameters=each.parameters)
-        for each in live.schedules
-    ]
-    deployment.parameters = {**(deployment.parameters or {}), **live.parameters}
-    deployment.paused = live.paused
-    return deployment
+    names = {each.full_name for each in catalogue}
+    if unknown := sorted(set(resets) - names - {EVERYTHING}):
+        raise InvalidRequestError(
+            f"expected a deployment to reset, one of {', '.join(sorted(names))}, but got {', '.join(unknown)}",
+            hint="without a name, --reset is for all",
+        )
+    is_all = EVERYTHING in resets
+    make_limits(is_reset=is_all)
+    with get_client(sync_client=True) as client:
+        found = [
+            register(
+                client,
+                each,
+                apply,
+                time_zone=time_zone,
+                to_pool=to_pool,
+                is_reset=is_all or each.full_name in resets,
+            )
+            for each in catalogue
+        ]
+        make_automations(client, [each for each in found if each is not None], is_reset=is_all)
+
+
+def _done(outcome: UUID | Coroutine[Any, Any, UUID]) -> UUID:
+    """Prefect's functions answer at once, except where an event loop already runs."""
+    assert isinstance(outcome, UUID)
+    return outcome

@@ -1,0 +1,62 @@
+"""What the forms of several flows have in common: the same question is asked in the same words everywhere.
+
+Knows no flow and no Prefect, whose page draws its forms from such fields.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fieldpost.errors import InvalidRequestError
+from fieldpost.names import NAME_PATTERN
+
+Params = TypeVar("Params", bound=BaseModel)
+
+Station = Annotated[
+    str | None,
+    Field(
+        pattern=f"^{NAME_PATTERN.pattern}$",
+        title="Station",
+        description="Only this station; without it, all.",
+    ),
+]
+Instrument = Annotated[
+    str | None,
+    Field(
+        pattern=f"^{NAME_PATTERN.pattern}$",
+        title="Instrument",
+        description="Only instruments of this name; without it, all.",
+    ),
+]
+FirstDay = Annotated[date, Field(title="First day", description="UTC day of measure time.")]
+LastDay = Annotated[date, Field(title="Last day", description="UTC day of measure time; it is included.")]
+SettingsFile = Annotated[
+    Path | None,
+    Field(
+        title="Settings file",
+        description="The server's TOML settings; without it, the environment (FIELDPOST_...) and the defaults.",
+    ),
+]
+
+
+def make_params(model: type[Params], **given: object) -> Params:
+    """Parameters from a command line.
+
+    Args:
+        model: What a flow takes.
+        given: What was given, by name; the others have the model's defaults.
+
+    Raises:
+        InvalidRequestError: Some are wrong; the message names each.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or model.__name__}: {each['msg']}" for each in error.errors()
+        )
+        raise InvalidRequestError(f"the parameters are wrong: {wrong}", hint="see --help") from error
