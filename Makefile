@@ -26,7 +26,7 @@ up: $(READY) ## the same, and leave it running, with every flow on Prefect's pag
 	@$(BIN)/python -m demo --stay $(if $(DATA),--data "$(DATA)")
 
 test: $(READY) mosquitto postgresql chromium ## all tests
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, import direction, generated files up to date
 	@$(BIN)/ruff check .

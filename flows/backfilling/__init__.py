@@ -1,0 +1,1 @@
+"""A model version predicts a past range beside live work."""
