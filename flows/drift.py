@@ -14,20 +14,19 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fieldpost.names import NAME_PATTERN
 from flows.archive import due_day
+from flows.parameters import Form
 from flows.retraining.drift_core import Deviation, describe_network, find_drift
 from flows.retraining.versions import only_analysis, open_watch
 
 EVENT = "fieldpost.drift"
 
 
-class DriftParams(BaseModel):
+class DriftParams(Form):
     """Which days are held against the training's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     analysis: str | None = Field(
         default=None,

@@ -18,6 +18,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from other_users import let_others_in
 from tls_support import Brokers, brokers, certificates, issue  # noqa: F401  (brokers and certificates are fixtures)
 
 from edge_agent.buffer import Buffer
@@ -385,8 +386,7 @@ def test_every_kind_of_source_is_looked_at(station: Station) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look with another user's rights")
 def test_root_looks_with_the_rights_of_the_services_user(station: Station) -> None:
-    for folder in (station.folder, station.folder.parent, station.folder.parent.parent):
-        folder.chmod(0o755)
+    let_others_in(station.folder)
     station.drop.chmod(0o700)
     asked = [(station.drop, os.W_OK), (Path("/etc/passwd"), os.R_OK), (Path("/etc/passwd"), os.W_OK)]
     assert may_use(asked, "nobody") == [False, True, False]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from other_users import let_others_in
 
 import edge_agent.control
 from edge_agent.buffer import Buffer
@@ -213,8 +214,7 @@ def test_a_folder_that_has_gone_does_not_keep_the_agent_from_its_end(tmp_path: P
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_may_not_ask_and_is_told_what_to_do(open_door: Open, tmp_path: Path) -> None:
     door = open_door()
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    let_others_in(tmp_path)
     program = (
         "import os, sys; from pathlib import Path; from edge_agent.control import ask\n"
         "from fieldpost.errors import RejectedError; from fieldpost.v1 import command_pb2\n"
@@ -337,8 +337,7 @@ def test_an_agent_that_hangs_is_said_to_run_without_an_answer(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("words", ["status", "buffer list", "buffer check", "replay --from 1 --to 2"])
 def test_whoever_may_not_look_into_the_buffer_is_told_what_to_do(delivered: Path, words: str) -> None:
-    for folder in (delivered.parent, delivered.parent.parent, delivered.parent.parent.parent):
-        folder.chmod(0o755)
+    let_others_in(delivered.parent)
     (delivered.parent / "buffer").chmod(0o750)
     program = (
         "import os, shutil, sys; from edge_agent.cli import main\n"
@@ -425,8 +424,7 @@ def test_what_root_does_to_a_buffer_leaves_no_file_that_its_owner_cannot_write(d
     buffer = delivered.parent / "buffer"
     for path in (buffer, *buffer.rglob("*")):
         os.chown(path, 65534, 65534)
-    for folder in (delivered.parent, delivered.parent.parent, delivered.parent.parent.parent):
-        folder.chmod(0o755)
+    let_others_in(delivered.parent)
     (buffer / "lock").unlink()
     words = ["replay", "--from", "3", "--to", "5", "--config", str(delivered)]
     subprocess.run([sys.executable, "-m", "edge_agent", *words], check=True, timeout=30)

@@ -129,6 +129,7 @@ def test_a_second_version_is_compared_then_active_then_rolled_back(
     second = submit(client, tmp_path, analysis, make_classifier(gain=-20.0))  # it sees everything the other way round
     client.models.shadow(analysis, second)
     epoch = send(client, RED, BLUE, RED, BLUE)
+    until(lambda: len(find(client, analysis, epoch)) == 4)
     until(lambda: client.models.get(analysis, second).comparison.observation_count >= 4)
     assert labels(find(client, analysis, epoch)) == ["burnt", "sound", "burnt", "sound"], "a shadow is never served"
     shown = server.cli("models", "show", f"{analysis}@{second}")

@@ -169,7 +169,10 @@ def test_every_form_is_drawn_as_its_parameters_say(client: SyncPrefectClient, pa
         open_form(page, client, definition)
         schema = load_params(definition).model_json_schema()
         expected = [describe(each, schema.get("$defs", {})) for each in schema["properties"].values()]
-        assert page.evaluate(READ_FORM) == expected, definition.full_name
+        deadline_s = time.monotonic() + 10.0
+        while (drawn := page.evaluate(READ_FORM)) != expected and time.monotonic() < deadline_s:
+            page.wait_for_timeout(50)  # descriptions are drawn one by one
+        assert drawn == expected, definition.full_name
         keep(page, f"form-{definition.flow}", tmp_path)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fieldpost.errors import InvalidRequestError
-from flows.parameters import Instrument, SettingsFile, Station
+from flows.parameters import Form, Instrument, SettingsFile, Station
 
 
-class ArchiveParams(BaseModel):
+class ArchiveParams(Form):
     """Which days of which instruments to archive."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     first_day: date | None = Field(
         default=None,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fieldpost.errors import InvalidRequestError
 from fieldpost.names import NAME_PATTERN
-from flows.parameters import FirstDay, Instrument, LastDay, SettingsFile, Station
+from flows.parameters import FirstDay, Form, Instrument, LastDay, SettingsFile, Station
 
 Where = Literal["hot store", "archive", "both"]
 DAYS_MAX = 36_600
 """A century: more is a slip of the keyboard."""
 
 
-class BackfillParams(BaseModel):
+class BackfillParams(Form):
     """Which model version predicts which past days."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     analysis: str = Field(
         pattern=f"^{NAME_PATTERN.pattern}$",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from flows.parameters import SettingsFile, Station
+from flows.parameters import Form, SettingsFile, Station
 
 
-class FillGapsParams(BaseModel):
+class FillGapsParams(Form):
     """Whose missing observations to ask for, and how long to wait for them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     station: Station = Field(default=None, json_schema_extra={"position": 1})
     dry_run: bool = Field(

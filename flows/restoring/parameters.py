@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fieldpost.errors import InvalidRequestError
-from flows.parameters import FirstDay, Instrument, LastDay, SettingsFile, Station
+from flows.parameters import FirstDay, Form, Instrument, LastDay, SettingsFile, Station
 
 Target = Literal["hot store", "folder"]
 
 
-class RestoreParams(BaseModel):
+class RestoreParams(Form):
     """Which archived days come back, and where to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     first_day: FirstDay = Field(json_schema_extra={"position": 1})
     last_day: LastDay = Field(json_schema_extra={"position": 2})

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fieldpost.errors import InvalidRequestError
 from fieldpost.names import NAME_PATTERN
+from flows.parameters import Form
 
 _NAME = f"^{NAME_PATTERN.pattern}$"
 
 
-class RetrainParams(BaseModel):
+class RetrainParams(Form):
     """What to train, on what, and what becomes of the result."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     analysis: str | None = Field(
         default=None,

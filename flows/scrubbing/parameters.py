@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from datetime import date
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fieldpost.errors import InvalidRequestError
-from flows.parameters import Instrument, SettingsFile, Station
+from flows.parameters import Form, Instrument, SettingsFile, Station
 
 
-class ScrubParams(BaseModel):
+class ScrubParams(Form):
     """Which bags of the archive to read from the first to the last byte."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     first_day: date | None = Field(
         default=None,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from flows.parameters import SettingsFile
+from flows.parameters import Form, SettingsFile
 
 
-class WatchParams(BaseModel):
+class WatchParams(Form):
     """When a station, an instrument or the archive is worth an event."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     silent_minutes: int = Field(
         default=15,
