@@ -39,7 +39,8 @@ YESTERDAY = ArchiveParams()
 def name_run() -> str:
     """What the run is called on Prefect's page."""
     params = ArchiveParams.model_validate(runtime.flow_run.parameters["params"])
-    return f"archive {params.first_day or 'yesterday'} to {params.last_day or 'yesterday'}"
+    first, last = params.first_day or "yesterday", params.last_day or "yesterday"
+    return f"archive {first}" if first == last else f"archive {first} to {last}"
 
 
 @flow(name="archive", flow_run_name=name_run)

@@ -91,7 +91,7 @@ def predict(site: Site, params: BackfillParams, plan: Plan, review: Review | Non
     progress = Progress("backfill-progress", f"Backfill of {plan.version.card.key}")
 
     def on_progress(standing: Standing) -> None:
-        progress(standing.share, to_progress_text(standing))
+        progress(standing.share, to_progress_text(standing), left_s=standing.left_s)
 
     if review is None:
         return carry_out(site, params, plan, on_progress, turn=array_write)

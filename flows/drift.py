@@ -13,10 +13,10 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from pydantic import Field
 
 from fieldpost.names import NAME_PATTERN
+from flows import events
 from flows.archive import due_day
 from flows.parameters import Form
 from flows.retraining.drift_core import Deviation, describe_network, find_drift
@@ -93,8 +93,5 @@ def tell(params: DriftParams, analysis: str, deviations: list[Deviation]) -> Non
     if time.time_ns() - trained_unix_nanos < params.quiet_days * 86_400 * 10**9:
         get_run_logger().info("a version was trained less than %d days ago: nothing is told", params.quiet_days)
         return
-    emit_event(
-        event=EVENT,
-        resource={"prefect.resource.id": f"fieldpost.analysis.{analysis}"},
-        payload={"analysis": analysis, "deviations": [each.to_row() for each in deviations]},
-    )
+    facts = {"analysis": analysis, "deviations": [each.to_row() for each in deviations]}
+    events.tell(EVENT, f"fieldpost.analysis.{analysis}", facts)

@@ -33,18 +33,19 @@ class Progress:
         self._told_s = float("-inf")
         self._artifact_id: UUID | None = None
 
-    def __call__(self, share: float, detail: str = "") -> None:
+    def __call__(self, share: float, detail: str = "", *, left_s: float | None = None) -> None:
         """Tells the share that is done.
 
         Args:
             share: 0 to 1.
             detail: What is done in other words, for example "12 of 31 days".
+            left_s: How long the rest will take, where the caller knows better than a proportion does.
         """
         now_s = self._clock()
         if share < 1 and now_s - self._told_s < PERIOD_S:
             return
         self._told_s = now_s
-        left = format_time_left(share, now_s - self._begin_s)
+        left = format_time_left(share, now_s - self._begin_s) if left_s is None else f"about {span(left_s)} left"
         text = ": ".join(each for each in (self._description, ", ".join(filter(None, (detail, left)))) if each)
         if self._artifact_id is None:
             created = create_progress_artifact(100 * share, key=self._key, description=text)

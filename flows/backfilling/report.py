@@ -65,9 +65,7 @@ def to_progress_text(standing: Standing) -> str:
     """How far a run is, in one line."""
     done, per_s = standing.tally.done_count, standing.rate.per_s
     text = f"{done:,} of {count(standing.waiting_count, 'observation')}"
-    if standing.left_s is None or not per_s:
-        return text
-    return f"{text}, {per_s:,.0f} a second, {span(standing.left_s)} left at this rate"
+    return f"{text}, {per_s:,.0f} a second" if per_s else text
 
 
 def to_rows(plan: Plan, standing: Standing) -> list[dict[str, str | int]]:

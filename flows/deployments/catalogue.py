@@ -97,7 +97,7 @@ Brings days back from their bags, into the server's database or into a folder, b
 
 - **Changes:** adds what the database lacks, and holds it there for as long as you say; replaces nothing.
 - **By itself:** never. Start it before work on days that have left the database.
-- **Takes:** about as long as archiving the same days.
+- **Takes:** about as long as unpacking, hashing and copying the same files by hand.
 - **Look at afterwards:** the table of days: what came back, what was there already, hashes checked.
 
 Running it again is harmless.
@@ -148,7 +148,7 @@ WATCH = DeploymentDefinition(
     description="""\
 Looks at every station, and tells when one falls silent, comes back, or no longer keeps up.
 
-- **Changes:** nothing. It emits events, which automations turn into messages.
+- **Changes:** nothing but its own memory in the data folder. It emits events, which automations turn into messages.
 - **By itself:** every ten minutes. A run that is due while another runs is cancelled.
 - **Takes:** seconds.
 - **Look at afterwards:** the table of stations: online, last seen, backlog, alarms.
