@@ -1,6 +1,6 @@
 """The archive: a day made a bag and brought back, next to the plain programs on the same bytes in the same run.
 
-    python -m benchmarks.archive [--json] [--quick] [--observations N] [--rounds N]
+    python -m benchmarks.archive [--json] [--quick] [--observations N] [--rounds N] [--memory-counts N ...]
 
 A day of a simulated CL51 (5760 telegrams of 8 KB), predicted by two model versions, lies in a real store. Archiving
 is all that the archive flow does to a day: look, write, read back, compare with the store, rename, record;
@@ -166,13 +166,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of a day, one round, small days for the memory")
     parser.add_argument("--observations", type=int, help=f"telegrams of the day; default {OBSERVATIONS}")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--memory-counts",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="observations of the days whose memory is measured; a million takes a quarter of an hour",
+    )
     options = parser.parse_args()
     base = Path("benchmark-output").absolute()
     base.mkdir(exist_ok=True)
     count = options.observations or (QUICK_OBSERVATIONS if options.quick else OBSERVATIONS)
     result = measure_ratios(base, count, options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS))
-    result["memory_mb"] = measure_memory(base, QUICK_MEMORY_COUNTS if options.quick else MEMORY_COUNTS)
-    print_report(result | measure_backfill(options), as_json=options.json)
+    result |= measure_backfill(options)
+    counts = options.memory_counts or (QUICK_MEMORY_COUNTS if options.quick else MEMORY_COUNTS)
+    print_report(result | {"memory_mb": measure_memory(base, counts)}, as_json=options.json)
 
 
 if __name__ == "__main__":
