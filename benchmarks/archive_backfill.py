@@ -95,7 +95,7 @@ def measure_backfill(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=base) as name:
         folder = Path(name).absolute()
         settings_file = make_site(folder, sizes.observation_count)
-        with open_site(settings_file) as site:
+        with open_site(settings_file, is_repeatable=True) as site:
             wavelet = measure_ratio(site, WAVELET, sizes.observation_count, sizes.rounds)
             learned = measure_ratio(site, LEARNED, sizes.learned_count, sizes.rounds)
         live = measure_live(folder, settings_file, sizes)
@@ -378,7 +378,7 @@ def backfill_until_killed(settings_file: Path) -> None:
             print(READY, flush=True)
             is_told = True
 
-    with open_site(settings_file) as site:
+    with open_site(settings_file, is_repeatable=True) as site:
         for version in BESIDE:
             params = BackfillParams(
                 analysis=NAME, model_version=version, first_day=FIRST_DAY, last_day=LAST_DAY, station=PAST, processes=1

@@ -46,7 +46,7 @@ def backfill(params: BackfillParams) -> None:
     It computes with what live work leaves. Running it again is harmless: what is predicted already is left as it is.
     """
     params.check()
-    with open_site(params.settings_file) as site:
+    with open_site(params.settings_file, is_repeatable=True) as site:
         plan = look(site, params)
         if params.dry_run:
             get_run_logger().info("a dry run: nothing was predicted")

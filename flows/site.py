@@ -54,8 +54,12 @@ class Site:
 
 
 @contextmanager
-def open_site(settings_file: Path | None) -> Iterator[Site]:
+def open_site(settings_file: Path | None, *, is_repeatable: bool = False) -> Iterator[Site]:
     """The site of the server that these settings, or the environment, speak of.
+
+    Args:
+        settings_file: TOML; None for the environment alone.
+        is_repeatable: Whether all that is written there could be made again, as by a backfill.
 
     Raises:
         InvalidRequestError: There is no such server here: a new, empty database would hide the mistake.
@@ -64,7 +68,7 @@ def open_site(settings_file: Path | None) -> Iterator[Site]:
     settings = load_settings(settings_file)
     _check_database(settings)
     shelf, copy = open_shelves(settings)
-    store = Store(settings.database, settings.segments)
+    store = Store(settings.database, settings.segments, is_repeatable=is_repeatable)
     try:
         site = Site(settings, store, shelf, copy)
         site.check_shelf()

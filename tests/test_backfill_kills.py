@@ -65,7 +65,7 @@ def kill_at_random(folder: Path, key: ModelKey) -> None:
     chance, kills = random.Random(1), 0
     for _ in range(TRIES_MAX):
         child = fork(lambda: fill_site(folder, key))
-        patience = threading.Timer(chance.uniform(0.1, 0.4) + 0.1 * kills, os.kill, (child, signal.SIGKILL))
+        patience = threading.Timer(chance.uniform(0.02, 0.05) * 1.3**kills, os.kill, (child, signal.SIGKILL))
         patience.start()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         patience.cancel()

@@ -159,3 +159,19 @@ def test_what_is_written_to_a_closed_store_is_refused_and_nobody_waits_for_it(
     store.close()
     with pytest.raises(TryAgainError, match="closed"):
         store.write(add("late")).result(5)
+
+
+def test_what_could_be_made_again_does_not_wait_for_the_disk_and_is_there_for_others_at_once(
+    store: Store, database_url: str, tmp_path: Path
+) -> None:
+    setting = "PRAGMA synchronous" if database_url.startswith("sqlite") else "SHOW synchronous_commit"
+    hasty = Store(database_url, tmp_path / "segments", is_repeatable=True)
+    try:
+        asked = [each.write(lambda connection: connection.exec_driver_sql(setting).scalar()) for each in (store, hasty)]
+        assert [each.result(10) for each in asked] in ([2, 1], ["on", "off"])
+        written = [hasty.write(add(f"station-{number}")) for number in range(5)]  # type: ignore[arg-type]
+        for each in written:
+            each.result(10)
+        assert names(store) == [f"station-{number}" for number in range(5)]
+    finally:
+        hasty.close()

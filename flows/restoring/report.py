@@ -75,7 +75,7 @@ def to_markdown(
     lines = [
         "# Restore",
         f"{count(len(restored), 'instrument-day')} in {place}: {count(observation_count, 'observation')} brought back "
-        f"({size(sum(each.payload_bytes for each in restored))}), {present_count} already there; "
+        f"({size(sum(each.payload_bytes for each in restored))}), {present_count:,} already there; "
         f"{count(sum(each.checked_count for each in restored), 'SHA-256 hash', 'SHA-256 hashes')} checked.",
     ]
     if folder is None:

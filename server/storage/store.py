@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GROUP_MAX = 64
+TURN_MAX_S = 0.05
+"""Whoever writes what could be made again leaves the lock to others for as long as it was held; at most so long."""
 _Job = tuple[Callable[[Connection], Any], "Future[Any]"]
 
 
@@ -37,14 +40,16 @@ class Store:
         database_url: SQLAlchemy URL, for example "sqlite:////var/lib/fieldpost/fieldpost.db", or
             "postgresql+psycopg://fieldpost@db.example.org/fieldpost". Several processes may use the same PostgreSQL.
         segments_url: Where payloads lie: a folder, or an object store (server/storage/segments.py).
+        is_repeatable: Whether all that is written here could be made again; see open_engine.
 
     Attributes:
         segments: Where payloads are written; in the writer's thread alone, but for adopt().
         segment_reader: Where they are read and removed.
     """
 
-    def __init__(self, database_url: str, segments_url: str | Path) -> None:
-        self._engine = open_engine(database_url)
+    def __init__(self, database_url: str, segments_url: str | Path, *, is_repeatable: bool = False) -> None:
+        self._is_repeatable = is_repeatable
+        self._engine = open_engine(database_url, is_repeatable=is_repeatable)
         try:
             migrate(self._engine)
         except BaseException:
@@ -107,7 +112,7 @@ class Store:
             while job is not None:
                 if job[1].set_running_or_notify_cancel():  # a caller may have given up; from here on nobody can
                     group.append(job)
-                if len(group) >= GROUP_MAX:
+                if len(group) >= (1 if self._is_repeatable else GROUP_MAX):
                     break
                 try:
                     job = self._jobs.get_nowait()
@@ -115,7 +120,10 @@ class Store:
                     break
             is_open = job is not None
             if group:
+                begin_s = time.monotonic()
                 self._commit_group(group)
+                if self._is_repeatable:  # whoever waits for the lock looks only now and then whether it is free
+                    time.sleep(min(time.monotonic() - begin_s, TURN_MAX_S))
 
     def _commit_group(self, group: list[_Job]) -> None:
         """Runs and commits the group; tells each of its futures how it went."""
